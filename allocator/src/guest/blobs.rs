@@ -1,0 +1,230 @@
+//! The blob commands of virtio-gpu (virtio 1.3, 5.7.6.8): create, map, unmap, unref, attach, detach.
+//!
+//! Each validates everything, then changes state.
+
+use hostblob_protocol::request::CreateFlags;
+use hostblob_protocol::virtio_gpu::{blob_flag, blob_mem};
+
+use super::Guest;
+use crate::Error;
+use crate::blob::{Binding, Blob, Home, Memory, MemoryKey};
+use crate::context::map_info;
+use crate::provider::Placement;
+use crate::window::Span;
+
+/// Resources that one guest may have: bounds the table that a guest can grow.
+pub const MAX_RESOURCES: usize = 1 << 18;
+
+/// RESOURCE_CREATE_BLOB, decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlobSpec {
+    /// The name of the resource: not 0, not in use.
+    pub resource_id: u32,
+    /// `VIRTIO_GPU_BLOB_MEM_*`.
+    pub blob_mem: u32,
+    /// `VIRTIO_GPU_BLOB_FLAG_*`.
+    pub blob_flags: u32,
+    /// A client id of the context, or 0 for plain memory.
+    pub blob_id: u64,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// Where a blob was mapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mapped {
+    /// Bytes from the beginning of the window.
+    pub offset: u64,
+    /// `VIRTIO_GPU_MAP_CACHE_*`.
+    pub map_info: u32,
+}
+
+const KNOWN_FLAGS: u32 =
+    blob_flag::USE_MAPPABLE | blob_flag::USE_SHAREABLE | blob_flag::USE_CROSS_DEVICE;
+
+impl Guest {
+    /// RESOURCE_CREATE_BLOB.
+    pub fn create_blob(&mut self, context: u32, spec: &BlobSpec) -> Result<(), Error> {
+        let me = self.context(context)?.me;
+        if spec.resource_id == 0 || self.blobs.contains_key(&spec.resource_id) {
+            return Err(Error::ResourceIdTaken(spec.resource_id));
+        }
+        if self.blobs.len() >= MAX_RESOURCES {
+            return Err(Error::TooManyObjects(MAX_RESOURCES as u64));
+        }
+        if spec.blob_mem != blob_mem::HOST3D {
+            return Err(Error::Unsupported("a blob_mem other than HOST3D"));
+        }
+        if spec.blob_flags & !KNOWN_FLAGS != 0 {
+            return Err(Error::Argument {
+                field: "blob_flags",
+                value: spec.blob_flags.into(),
+                expected: "MAPPABLE, SHAREABLE, CROSS_DEVICE",
+            });
+        }
+        self.check_size(spec.size)?;
+        let mappable = spec.blob_flags & blob_flag::USE_MAPPABLE != 0;
+        let key = if spec.blob_id == 0 {
+            self.plain_memory(context, spec)?
+        } else {
+            self.bind_memory(context, spec)?
+        };
+        let blob = Blob {
+            context: me,
+            memory: Some(key),
+            mappable,
+            mapped: false,
+            attached: Vec::new(),
+        };
+        self.blobs.insert(spec.resource_id, blob);
+        Ok(())
+    }
+
+    /// Memory for a blob without args: any type that a guest can map.
+    fn plain_memory(&mut self, context: u32, spec: &BlobSpec) -> Result<MemoryKey, Error> {
+        let memory_type = self
+            .host
+            .capset
+            .find_type(hostblob_capset::MEMORY_PROPERTY_HOST_VISIBLE)
+            .ok_or(Error::NoMemoryType("HOST_VISIBLE".into()))?;
+        let charge = self.charge(context, spec.size)?;
+        let owner = self.context(context)?.me;
+        Ok(self.insert_memory(Memory {
+            context: owner,
+            client_id: 0,
+            size: spec.size,
+            memory_type,
+            flags: CreateFlags::HOST_VISIBLE | CreateFlags::SHAREABLE,
+            binding: Binding::Bound(spec.resource_id),
+            attachment: None,
+            released_at: 0,
+            home: Home::Nowhere,
+            _charge: charge,
+        }))
+    }
+
+    /// The memory that an earlier CREATE made for this blob.
+    fn bind_memory(&mut self, context: u32, spec: &BlobSpec) -> Result<MemoryKey, Error> {
+        let unknown = Error::UnknownClientId(spec.blob_id);
+        let key = *self
+            .context(context)?
+            .names
+            .get(&spec.blob_id)
+            .ok_or(unknown.clone())?;
+        let memory = self.memories.get_mut(&key).ok_or(unknown)?;
+        if memory.binding != Binding::Ready {
+            return Err(Error::Binding(spec.blob_id));
+        }
+        if memory.size != spec.size {
+            return Err(Error::SizeMismatch {
+                blob: spec.size,
+                memory: memory.size,
+            });
+        }
+        let agrees =
+            |flag, blob_flags| memory.flags.contains(flag) == (spec.blob_flags & blob_flags != 0);
+        let shareable = blob_flag::USE_SHAREABLE | blob_flag::USE_CROSS_DEVICE;
+        if !agrees(CreateFlags::HOST_VISIBLE, blob_flag::USE_MAPPABLE)
+            || !agrees(CreateFlags::SHAREABLE, shareable)
+        {
+            return Err(Error::Flags {
+                blob: spec.blob_flags,
+                memory: memory.flags,
+            });
+        }
+        memory.binding = Binding::Bound(spec.resource_id);
+        Ok(key)
+    }
+
+    /// RESOURCE_MAP_BLOB: the blob's bytes are the window's from `offset` on.
+    pub fn map_blob(&mut self, resource_id: u32, offset: u64) -> Result<Mapped, Error> {
+        let blob = self
+            .blobs
+            .get(&resource_id)
+            .ok_or(Error::UnknownResource(resource_id))?;
+        let key = blob.memory.ok_or(Error::Orphaned(resource_id))?;
+        if !blob.mappable {
+            return Err(Error::NotMappable("the blob has no USE_MAPPABLE"));
+        }
+        if blob.mapped {
+            return Err(Error::AlreadyMapped(resource_id));
+        }
+        let memory = self
+            .memories
+            .get(&key)
+            .ok_or(Error::Orphaned(resource_id))?;
+        let memory_type = memory.memory_type;
+        if self.placement(memory_type) != Placement::Window {
+            return Err(Error::NotMappable("its memory type is not host-visible"));
+        }
+        if !offset.is_multiple_of(u64::from(self.host.capset.page_size)) {
+            return Err(Error::Argument {
+                field: "offset",
+                value: offset,
+                expected: "a multiple of the capset's page size",
+            });
+        }
+        let span = Span::new(offset, memory.size, self.window.size())?;
+        self.place(key, span)?;
+        if let Some(blob) = self.blobs.get_mut(&resource_id) {
+            blob.mapped = true;
+        }
+        Ok(Mapped {
+            offset,
+            map_info: map_info(self.cache_of(memory_type)),
+        })
+    }
+
+    /// RESOURCE_UNMAP_BLOB: the bytes stay the blob's, and where they are until somebody else needs the place.
+    pub fn unmap_blob(&mut self, resource_id: u32) -> Result<(), Error> {
+        let blob = self
+            .blobs
+            .get_mut(&resource_id)
+            .ok_or(Error::UnknownResource(resource_id))?;
+        if !blob.mapped {
+            return Err(Error::NotMapped(resource_id));
+        }
+        blob.mapped = false;
+        Ok(())
+    }
+
+    /// RESOURCE_UNREF: ends the resource, mapped or not, and the memory with it unless that has a life of its own.
+    pub fn unref(&mut self, resource_id: u32) -> Result<(), Error> {
+        let blob = self
+            .blobs
+            .remove(&resource_id)
+            .ok_or(Error::UnknownResource(resource_id))?;
+        let Some(key) = blob.memory else {
+            return Ok(());
+        };
+        match self.memories.get_mut(&key) {
+            Some(memory) if memory.outlives_blob() => memory.binding = Binding::Unbound,
+            _ => self.retire(key),
+        }
+        Ok(())
+    }
+
+    /// CTX_ATTACH_RESOURCE.
+    pub fn attach_resource(&mut self, context: u32, resource_id: u32) -> Result<(), Error> {
+        self.context(context)?;
+        let blob = self
+            .blobs
+            .get_mut(&resource_id)
+            .ok_or(Error::UnknownResource(resource_id))?;
+        if !blob.attached.contains(&context) {
+            blob.attached.push(context);
+        }
+        Ok(())
+    }
+
+    /// CTX_DETACH_RESOURCE.
+    pub fn detach_resource(&mut self, context: u32, resource_id: u32) -> Result<(), Error> {
+        self.context(context)?;
+        let blob = self
+            .blobs
+            .get_mut(&resource_id)
+            .ok_or(Error::UnknownResource(resource_id))?;
+        blob.attached.retain(|&attached| attached != context);
+        Ok(())
+    }
+}

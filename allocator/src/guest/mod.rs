@@ -1,0 +1,287 @@
+//! One guest: its contexts, resources, memories and window, driven by one thread.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `mod.rs` | contexts, fences, reset, what happens when GPU work is done |
+//! | `blobs.rs` | the blob commands of virtio-gpu |
+//! | `residence.rs` | where bytes live: placing, parking, attaching the GPU, letting go |
+//! | `../context/execute.rs` | the requests of our own protocol |
+
+mod blobs;
+mod residence;
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+pub use blobs::{BlobSpec, MAX_RESOURCES, Mapped};
+
+use crate::Error;
+use crate::blob::{Blob, Memory, MemoryKey};
+use crate::context::answers::DeferredAnswers;
+use crate::context::{Context, ContextRef, MAX_CONTEXTS};
+use crate::host::Host;
+use crate::provider::{AttachmentId, FileId, Request};
+use crate::quota::{Level, Quota};
+use crate::window::{Parking, Window};
+use crate::work::{Done, GPU_TIMEOUT, Pending, Work};
+
+/// Called, from any thread, when work has finished that [`Guest::process_completions`] should look at. Must not block.
+pub type Waker = Arc<dyn Fn() + Send + Sync>;
+
+/// The window in the provider's session.
+const WINDOW_FILE: FileId = FileId(0);
+/// The parking file in the provider's session.
+const PARKING_FILE: FileId = FileId(1);
+
+/// One VM, or one connection to the local socket.
+pub struct Guest {
+    pub(crate) host: Arc<Host>,
+    pub(crate) contexts: HashMap<u32, Context>,
+    pub(crate) blobs: HashMap<u32, Blob>,
+    pub(crate) memories: HashMap<MemoryKey, Memory>,
+    pub(crate) deferred: DeferredAnswers,
+    /// Before the files it is attached to: fields drop in order, and its drop ends the GPU's use of them.
+    pub(crate) work: Work,
+    parking: Option<Parking>,
+    window: Window,
+    next_key: MemoryKey,
+    next_serial: u64,
+}
+
+impl std::fmt::Debug for Guest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Guest")
+            .field("contexts", &self.contexts.len())
+            .field("blobs", &self.blobs.len())
+            .field("memories", &self.memories.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Guest {
+    pub(crate) fn new(host: Arc<Host>, waker: Waker) -> std::io::Result<Self> {
+        let window = Window::new(host.config.window_size, host.config.warm_limit)?;
+        let mut work = Work::new(host.provider.as_ref(), waker);
+        let add = Request::AddFile {
+            file: WINDOW_FILE,
+            descriptor: window.as_fd().try_clone_to_owned()?,
+            length: window.size(),
+        };
+        work.submit(add, Pending::Work);
+        Ok(Self {
+            host,
+            contexts: HashMap::new(),
+            blobs: HashMap::new(),
+            memories: HashMap::new(),
+            deferred: DeferredAnswers::default(),
+            work,
+            parking: None,
+            window,
+            next_key: 0,
+            next_serial: 0,
+        })
+    }
+
+    /// The daemon's side of things.
+    pub fn host(&self) -> &Arc<Host> {
+        &self.host
+    }
+
+    /// The window's memfd.
+    pub fn window_fd(&self) -> BorrowedFd<'_> {
+        self.window.as_fd()
+    }
+
+    /// The window.
+    pub fn window(&self) -> &Window {
+        &self.window
+    }
+
+    /// CTX_CREATE of our capset. `name` is for the log.
+    pub fn create_context(&mut self, id: u32, name: &str) -> Result<(), Error> {
+        if id == 0 || self.contexts.contains_key(&id) {
+            return Err(Error::ContextIdTaken(id));
+        }
+        if self.contexts.len() >= MAX_CONTEXTS {
+            return Err(Error::TooManyContexts(MAX_CONTEXTS));
+        }
+        self.next_serial += 1;
+        let context = Context {
+            me: ContextRef {
+                id,
+                serial: self.next_serial,
+            },
+            name: name.to_owned(),
+            names: HashMap::new(),
+            objects: 0,
+            quota: Quota::new(Level::Context, self.host.capset.limits.max_context_bytes),
+            answers: None,
+            last_work: BTreeMap::new(),
+        };
+        log::debug!("context {id} ({name}) created");
+        self.contexts.insert(id, context);
+        Ok(())
+    }
+
+    /// CTX_DESTROY: the context's memories go, but for blobs that another context is attached to. A blob
+    /// that stays mapped without its memory reads as zeros until the guest unmaps it.
+    pub fn destroy_context(&mut self, id: u32) -> Result<(), Error> {
+        let context = self.contexts.remove(&id).ok_or(Error::UnknownContext(id))?;
+        for blob in self.blobs.values_mut() {
+            blob.attached.retain(|&attached| attached != id);
+        }
+        let (blobs, contexts) = (&mut self.blobs, &self.contexts);
+        let mut dead = Vec::new();
+        for (&key, memory) in self
+            .memories
+            .iter_mut()
+            .filter(|(_, memory)| memory.context == context.me)
+        {
+            let blob = match memory.binding {
+                crate::blob::Binding::Bound(resource) => blobs.get_mut(&resource),
+                _ => None,
+            };
+            memory.client_id = 0;
+            match blob {
+                Some(blob)
+                    if blob
+                        .attached
+                        .iter()
+                        .any(|other| contexts.contains_key(other)) => {}
+                Some(blob) => {
+                    blob.memory = None;
+                    dead.push(key);
+                }
+                None => dead.push(key),
+            }
+        }
+        for key in dead {
+            self.retire(key);
+        }
+        log::debug!("context {id} ({}) destroyed", context.name);
+        Ok(())
+    }
+
+    pub(crate) fn context(&self, id: u32) -> Result<&Context, Error> {
+        self.contexts.get(&id).ok_or(Error::UnknownContext(id))
+    }
+
+    /// The context, if it is still that one.
+    pub(crate) fn owner_mut(&mut self, context: ContextRef) -> Option<&mut Context> {
+        self.contexts
+            .get_mut(&context.id)
+            .filter(|found| found.me == context)
+    }
+
+    /// Whether a context of this id exists.
+    pub fn has_context(&self, id: u32) -> bool {
+        self.contexts.contains_key(&id)
+    }
+
+    /// Whether a resource of this id exists.
+    pub fn has_resource(&self, id: u32) -> bool {
+        self.blobs.contains_key(&id)
+    }
+
+    /// The point in time at which a fence made now is signalled: `ring` of the context, all of its rings, or, for context 0,
+    /// all work of the guest. 0 means at once.
+    pub fn fence(&self, context: u32, ring: Option<u8>) -> u64 {
+        if context == 0 {
+            return self.work.submitted();
+        }
+        let Some(context) = self.contexts.get(&context) else {
+            return 0;
+        };
+        match ring {
+            Some(ring) => context.last_work.get(&ring).copied().unwrap_or(0),
+            None => context.last_work.values().copied().max().unwrap_or(0),
+        }
+    }
+
+    /// Whether that point has been reached, as far as [`Guest::process_completions`] has looked.
+    pub fn reached(&self, point: u64) -> bool {
+        self.work.reached(point)
+    }
+
+    /// Looks at finished work: writes answers, lets go of what the GPU no longer uses.
+    pub fn process_completions(&mut self) {
+        while let Some(done) = self.work.next_done() {
+            self.finish(done);
+        }
+    }
+
+    /// Processes completions until `point` is reached, for at most [`GPU_TIMEOUT`].
+    fn wait_for(&mut self, point: u64) -> Result<(), Error> {
+        let deadline = Instant::now() + GPU_TIMEOUT;
+        while !self.work.reached(point) {
+            match self.work.wait_done(deadline) {
+                Some(done) => self.finish(done),
+                None => return Err(Error::GpuTimeout(GPU_TIMEOUT)),
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(
+        &mut self,
+        Done {
+            sequence,
+            what,
+            result,
+        }: Done,
+    ) {
+        if let Err(error) = &result {
+            log::warn!("GPU request {sequence} failed: {error}");
+            self.deferred.fail(sequence, error);
+        }
+        match what {
+            Pending::Attach(key, attachment) if result.is_err() => {
+                self.undo_attach(key, attachment)
+            }
+            Pending::Attach(..) | Pending::Work | Pending::Release => {}
+            Pending::Retire(memory) => drop(memory),
+        }
+        while let Some(due) = self.deferred.next_due(|point| self.work.reached(point)) {
+            self.write_answer(due.context, &due.answer);
+        }
+    }
+
+    fn undo_attach(&mut self, key: MemoryKey, attachment: AttachmentId) {
+        if let Some(memory) = self.memories.get_mut(&key)
+            && memory.attachment == Some(attachment)
+        {
+            memory.attachment = None;
+        }
+    }
+
+    /// Device reset: no contexts, no resources, and a window that reads as zeros wherever it is placed next.
+    pub fn reset(&mut self) {
+        self.contexts.clear();
+        self.blobs.clear();
+        let keys: Vec<MemoryKey> = self.memories.keys().copied().collect();
+        for key in keys {
+            self.retire(key);
+        }
+        self.process_completions();
+    }
+
+    pub(crate) fn insert_memory(&mut self, memory: Memory) -> MemoryKey {
+        self.next_key += 1;
+        if let Some(context) = self.owner_mut(memory.context) {
+            context.objects += 1;
+        }
+        self.memories.insert(self.next_key, memory);
+        self.next_key
+    }
+
+    pub(crate) fn set_attachment(&mut self, key: MemoryKey, attachment: Option<AttachmentId>) {
+        if let Some(memory) = self.memories.get_mut(&key) {
+            memory.attachment = attachment;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

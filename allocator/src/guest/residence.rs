@@ -1,0 +1,186 @@
+//! Where bytes live, and how they move without anybody seeing them twice or somebody else's.
+//!
+//! Before bytes move, the GPU lets go of them: release, wait, move. Where nothing was attached, nothing waits.
+
+use super::{Guest, PARKING_FILE, WINDOW_FILE};
+use crate::Error;
+use crate::blob::{Home, MemoryKey};
+use crate::provider::{AttachmentId, Request};
+use crate::window::{Lease, Parking, ParkingSpot, Span};
+use crate::work::Pending;
+
+/// Rounds of making room before a place counts as taken: each ends the use of it by at least one holder.
+const MAX_EVICTION_ROUNDS: usize = 4;
+
+impl Guest {
+    /// Brings a memory's bytes to `span` of the window.
+    pub(super) fn place(&mut self, key: MemoryKey, span: Span) -> Result<(), Error> {
+        if let Some(Home::Window(lease)) = self.memories.get(&key).map(|memory| &memory.home)
+            && lease.span() == span
+        {
+            return Ok(());
+        }
+        let lease = self.make_room(key, span)?;
+        self.detach(key)?;
+        let Some(memory) = self.memories.get_mut(&key) else {
+            return Err(Error::NotMappable("the memory is gone"));
+        };
+        let file = self.window.file();
+        match &memory.home {
+            Home::Nowhere | Home::Device => {}
+            Home::Window(old) => file.copy_within(span, old.span()),
+            Home::Parked(spot) => file.copy_from(span, spot.file(), spot.span()),
+        }
+        memory.home = Home::Window(lease);
+        Ok(())
+    }
+
+    /// A lease on `span`, after parking the unmapped memories that were left there.
+    fn make_room(&mut self, key: MemoryKey, span: Span) -> Result<Lease, Error> {
+        for _ in 0..MAX_EVICTION_ROUNDS {
+            let owners = match self.window.place(span, key) {
+                Ok(lease) => return Ok(lease),
+                Err(owners) => owners,
+            };
+            let mapped = owners.iter().any(|owner| self.is_mapped(*owner));
+            if mapped {
+                break;
+            }
+            for owner in owners {
+                if self.memories.contains_key(&owner) {
+                    self.evict(owner)?;
+                } else {
+                    // Retired, and the GPU is not yet done with it.
+                    self.wait_for(self.work.submitted())?;
+                }
+            }
+        }
+        Err(Error::Occupied {
+            offset: span.start(),
+            length: span.len(),
+        })
+    }
+
+    fn is_mapped(&self, key: MemoryKey) -> bool {
+        let Some(memory) = self.memories.get(&key) else {
+            return false;
+        };
+        match memory.binding {
+            crate::blob::Binding::Bound(resource) => {
+                self.blobs.get(&resource).is_some_and(|blob| blob.mapped)
+            }
+            _ => false,
+        }
+    }
+
+    /// Moves an unmapped memory from the window to the parking file.
+    fn evict(&mut self, key: MemoryKey) -> Result<(), Error> {
+        self.detach(key)?;
+        let size = self.memories.get(&key).map_or(0, |memory| memory.size);
+        let spot = self.park(size)?;
+        if let Some(memory) = self.memories.get_mut(&key) {
+            if let Home::Window(lease) = &memory.home {
+                spot.file()
+                    .copy_from(spot.span(), self.window.file(), lease.span());
+            }
+            memory.home = Home::Parked(spot);
+        }
+        Ok(())
+    }
+
+    fn park(&mut self, size: u64) -> Result<ParkingSpot, Error> {
+        if self.parking.is_none() {
+            let parking = Parking::new(self.host.config.memory_limit)
+                .map_err(|error| Error::Parking(error.to_string()))?;
+            let descriptor = std::os::fd::AsFd::as_fd(parking.file())
+                .try_clone_to_owned()
+                .map_err(|error| Error::Parking(error.to_string()))?;
+            let length = parking.file().size();
+            self.work.submit(
+                Request::AddFile {
+                    file: PARKING_FILE,
+                    descriptor,
+                    length,
+                },
+                Pending::Work,
+            );
+            self.parking = Some(parking);
+        }
+        self.parking
+            .as_ref()
+            .and_then(|parking| parking.park(size))
+            .ok_or_else(|| Error::Parking("the parking file is full".into()))
+    }
+
+    /// Attaches the GPU to a memory, on its first use.
+    pub(crate) fn attach(&mut self, key: MemoryKey) -> Result<AttachmentId, Error> {
+        let gone = Error::NotMappable("the memory is gone");
+        let memory = self.memories.get(&key).ok_or(gone.clone())?;
+        if let Some(attachment) = memory.attachment {
+            return Ok(attachment);
+        }
+        if matches!(memory.home, Home::Nowhere) {
+            let spot = self.park(memory.size)?;
+            if let Some(memory) = self.memories.get_mut(&key) {
+                memory.home = Home::Parked(spot);
+            }
+        }
+        let memory = self.memories.get(&key).ok_or(gone)?;
+        let (file, span) = match &memory.home {
+            Home::Window(lease) => (WINDOW_FILE, lease.span()),
+            Home::Parked(spot) => (PARKING_FILE, spot.span()),
+            Home::Nowhere | Home::Device => {
+                return Err(Error::NotMappable(
+                    "its device memory could not be allocated",
+                ));
+            }
+        };
+        let attachment = self.work.new_attachment();
+        let request = Request::Attach {
+            attachment,
+            file,
+            offset: span.start(),
+            length: span.len(),
+            memory_type: memory.memory_type,
+        };
+        self.work.submit(request, Pending::Attach(key, attachment));
+        self.set_attachment(key, Some(attachment));
+        Ok(attachment)
+    }
+
+    /// The GPU lets go of a memory's bytes, and has let go when this returns.
+    fn detach(&mut self, key: MemoryKey) -> Result<(), Error> {
+        let Some(memory) = self.memories.get_mut(&key) else {
+            return Ok(());
+        };
+        if let Some(attachment) = memory.attachment.take() {
+            memory.released_at = self
+                .work
+                .submit(Request::Release { attachment }, Pending::Release);
+        }
+        let released_at = memory.released_at;
+        self.wait_for(released_at)
+    }
+
+    /// Ends a memory: at once, or when the GPU has let go of it.
+    pub(crate) fn retire(&mut self, key: MemoryKey) {
+        let Some(mut memory) = self.memories.remove(&key) else {
+            return;
+        };
+        if let Some(context) = self.owner_mut(memory.context) {
+            context.objects = context.objects.saturating_sub(1);
+            if context.names.get(&memory.client_id) == Some(&key) {
+                context.names.remove(&memory.client_id);
+            }
+        }
+        if let Some(attachment) = memory.attachment.take() {
+            self.work.submit(
+                Request::Release { attachment },
+                Pending::Retire(Box::new(memory)),
+            );
+        } else if !self.work.reached(memory.released_at) {
+            // A release that timed out is still under way: the bytes stay until its completion.
+            self.work.retire_at(memory.released_at, memory);
+        }
+    }
+}

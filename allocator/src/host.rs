@@ -1,0 +1,174 @@
+//! What all guests of a daemon share: the provider, the limits, and what the guests are told of them.
+
+use std::sync::Arc;
+
+use hostblob_capset::{Cache, Capset, Heap, Limits, MemoryType, Offer, WindowMode};
+use hostblob_protocol::request::{Request, request_bit};
+
+use crate::guest::{Guest, Waker};
+use crate::provider::{Description, Placement, Provider, ProviderKind};
+use crate::quota::{Level, Quota};
+use crate::window::PAGE;
+
+/// Memories and blobs that one context may hold: bounds the tables that a guest can grow.
+pub const MAX_CONTEXT_OBJECTS: u32 = 65536;
+
+const HOST_VISIBLE: u32 = 0x2;
+const HOST_CACHED: u32 = 0x8;
+
+/// What an operator sets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Config {
+    /// Bytes of each guest's window: a power of two, at least 2 MiB.
+    pub window_size: u64,
+    /// Bytes that all guests together may hold.
+    pub memory_limit: u64,
+    /// Bytes that one context may hold.
+    pub context_limit: u64,
+    /// Bytes of clean pages that each window keeps for reuse.
+    pub warm_limit: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            window_size: 8 << 30,
+            memory_limit: 4 << 30,
+            context_limit: 1 << 30,
+            warm_limit: 128 << 20,
+        }
+    }
+}
+
+/// Why a configuration cannot be served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// A PCI BAR is a power of two.
+    #[error(
+        "the window has {0} bytes: a power of two of at least 2 MiB is needed, as a PCI BAR has"
+    )]
+    WindowSize(u64),
+    /// A page at least.
+    #[error("a limit of {0} bytes is less than a page of {1}")]
+    LimitTooSmall(u64, u64),
+}
+
+/// Smallest window: one huge page.
+const MIN_WINDOW: u64 = 2 << 20;
+
+/// A provider with limits, ready for guests.
+pub struct Host {
+    pub(crate) provider: Arc<dyn Provider>,
+    pub(crate) config: Config,
+    pub(crate) capset: Capset,
+    pub(crate) quota: Arc<Quota>,
+}
+
+impl std::fmt::Debug for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Host")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Host {
+    /// Puts a provider and limits together.
+    pub fn new(provider: Arc<dyn Provider>, config: Config) -> Result<Arc<Self>, ConfigError> {
+        if !config.window_size.is_power_of_two() || config.window_size < MIN_WINDOW {
+            return Err(ConfigError::WindowSize(config.window_size));
+        }
+        let capset = capset(provider.description(), &config);
+        for limit in [config.memory_limit, config.context_limit] {
+            if limit < u64::from(capset.page_size) {
+                return Err(ConfigError::LimitTooSmall(
+                    limit,
+                    u64::from(capset.page_size),
+                ));
+            }
+        }
+        let quota = Quota::new(Level::Device, config.memory_limit);
+        Ok(Arc::new(Self {
+            provider,
+            config,
+            capset,
+            quota,
+        }))
+    }
+
+    /// What guests are told.
+    pub fn capset(&self) -> &Capset {
+        &self.capset
+    }
+
+    /// Bytes that all guests together hold.
+    pub fn used(&self) -> u64 {
+        self.quota.used()
+    }
+
+    /// A new guest with a window of its own. `waker` is called, from any thread, when work of the guest has finished.
+    pub fn guest(self: &Arc<Self>, waker: Waker) -> std::io::Result<Guest> {
+        Guest::new(Arc::clone(self), waker)
+    }
+}
+
+fn capset(description: &Description, config: &Config) -> Capset {
+    let page_size = description.attach_alignment.max(PAGE);
+    let max_blob_size = description
+        .max_allocation_size
+        .min(config.context_limit)
+        .min(config.memory_limit)
+        .min(config.window_size);
+    Capset {
+        // Import needs names, which need RESOURCE_ASSIGN_UUID.
+        offer: Offer {
+            requests: Request::ALL & !request_bit::IMPORT,
+            ..Offer::EVERYTHING
+        },
+        window_mode: WindowMode::Premapped,
+        window_size: config.window_size,
+        limits: Limits {
+            max_blob_size: max_blob_size / page_size * page_size,
+            max_context_bytes: config.context_limit.min(config.memory_limit),
+            max_device_bytes: config.memory_limit,
+            max_context_blobs: MAX_CONTEXT_OBJECTS,
+        },
+        page_size: u32::try_from(page_size).unwrap_or(u32::MAX),
+        non_coherent_atom_size: u32::try_from(description.non_coherent_atom_size).unwrap_or(1),
+        provider: match description.kind {
+            ProviderKind::System => hostblob_capset::Provider::System,
+            ProviderKind::Vulkan => hostblob_capset::Provider::Vulkan,
+            ProviderKind::Gl => hostblob_capset::Provider::Gl,
+        },
+        vendor_id: description.vendor_id,
+        device_id: description.device_id,
+        device_uuid: description.device_uuid,
+        driver_uuid: description.driver_uuid,
+        device_name: description.device_name.clone(),
+        driver_name: description.driver_name.clone(),
+        heaps: description
+            .heaps
+            .iter()
+            .map(|heap| Heap {
+                size: heap.size.min(config.memory_limit),
+                flags: heap.flags,
+            })
+            .collect(),
+        types: description
+            .memory_types
+            .iter()
+            .map(|memory_type| MemoryType {
+                property_flags: match memory_type.placement {
+                    Placement::Window => memory_type.property_flags,
+                    Placement::Device => memory_type.property_flags & !HOST_VISIBLE,
+                },
+                heap: memory_type.heap,
+                cache: if memory_type.property_flags & HOST_CACHED != 0 {
+                    Cache::Cached
+                } else {
+                    Cache::WriteCombined
+                },
+            })
+            .collect(),
+    }
+}

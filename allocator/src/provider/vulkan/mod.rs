@@ -1,0 +1,387 @@
+//! The Vulkan provider.
+//!
+//! | file | answers |
+//! |---|---|
+//! | `instance`, `physical`, `device` | what Vulkan there is: loading, choosing, the one VkDevice |
+//! | `attach`, `local` | where bytes come from: ranges of files, device-local memory |
+//! | `probe`, `types` | what is offered: what works, and how the guest sees it |
+//! | `commands`, `worker`, `waiter` | how work runs: recording, the thread that submits, the thread that answers |
+//!
+//! Two threads serve all sessions. A session only sends messages to the first, so `submit` never meets a driver.
+//! They end when the provider and its last session are dropped, after the work in flight.
+
+mod attach;
+mod commands;
+mod device;
+mod error;
+mod instance;
+mod local;
+mod physical;
+mod probe;
+mod types;
+mod waiter;
+mod worker;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+
+use crossbeam_channel::Sender;
+
+use super::outlet::Outlet;
+use super::udmabuf::Udmabuf;
+use super::{
+    CompletionSink, Description, DeviceSelector, Options, Placement, Provider, ProviderKind,
+    Request, Session, property,
+};
+use attach::Attacher;
+use commands::Commands;
+use device::Device;
+use instance::Instance;
+use local::LocalPool;
+use physical::Candidate;
+use types::{HostMemory, View};
+use waiter::{Answers, Lane};
+use worker::{ToWorker, Worker};
+
+pub use attach::Strategy;
+pub use error::VulkanError;
+pub use instance::ValidationCounter;
+pub use physical::{DeviceClass, DeviceFacts};
+pub use probe::{Probe, ProbeOutcome, ProbeRow};
+
+/// A host GPU through Vulkan.
+pub struct VulkanProvider {
+    description: Arc<Description>,
+    facts: DeviceFacts,
+    probe: Probe,
+    counter: Arc<ValidationCounter>,
+    next_session: AtomicU64,
+    threads: Arc<Threads>,
+    #[cfg(test)]
+    device: std::sync::Weak<Device>,
+}
+
+impl VulkanProvider {
+    /// Loads Vulkan, chooses a device, finds out what it can do, and starts the threads.
+    ///
+    /// # Errors
+    /// Each way in which a host can lack what is needed has its own error, which says what to do.
+    pub fn new(options: &Options) -> Result<Self, VulkanError> {
+        let instance = Instance::new(options.validation)?;
+        let counter = Arc::clone(instance.counter());
+        let mut tried = Vec::new();
+        for candidate in choose(&instance, options.device.as_ref())? {
+            match Engine::new(&candidate, options.memory_limit) {
+                Ok(engine) => return engine.start(counter),
+                Err(error) => {
+                    log::info!("{}: {error}", candidate.facts.name);
+                    tried.push(error);
+                }
+            }
+        }
+        let only = tried.len() == 1;
+        match tried.pop() {
+            None => Err(VulkanError::NoDevice),
+            Some(error) if only => Err(error),
+            Some(last) => {
+                tried.push(last);
+                let lines: Vec<String> = tried.iter().map(ToString::to_string).collect();
+                Err(VulkanError::NoWindowMemory {
+                    tried: lines.join("; "),
+                })
+            }
+        }
+    }
+
+    /// What the device was found to do.
+    #[must_use]
+    pub fn probe(&self) -> &Probe {
+        &self.probe
+    }
+
+    /// What the device says about itself.
+    #[must_use]
+    pub fn facts(&self) -> &DeviceFacts {
+        &self.facts
+    }
+
+    /// The count of validation messages. It outlives the provider: what is found when the device is destroyed counts.
+    #[must_use]
+    pub fn validation_counter(&self) -> Arc<ValidationCounter> {
+        Arc::clone(&self.counter)
+    }
+}
+
+impl std::fmt::Debug for VulkanProvider {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("VulkanProvider")
+            .field("description", &self.description)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Provider for VulkanProvider {
+    fn description(&self) -> &Description {
+        &self.description
+    }
+
+    fn connect(&self, sink: CompletionSink) -> Box<dyn Session> {
+        let outlet = Arc::new(Outlet::new(sink));
+        let id = self.next_session.fetch_add(1, Ordering::Relaxed);
+        self.threads.send(ToWorker::Open {
+            session: id,
+            lane: Lane::new(Arc::clone(&outlet)),
+        });
+        Box::new(VulkanSession {
+            id,
+            outlet,
+            threads: Arc::clone(&self.threads),
+        })
+    }
+}
+
+struct VulkanSession {
+    id: u64,
+    outlet: Arc<Outlet>,
+    threads: Arc<Threads>,
+}
+
+impl Session for VulkanSession {
+    fn submit(&mut self, sequence: u64, request: Request) {
+        let sent = self.threads.send(ToWorker::Request {
+            session: self.id,
+            sequence,
+            request,
+        });
+        if !sent {
+            self.outlet.deliver_gone(sequence);
+        }
+    }
+}
+
+impl Drop for VulkanSession {
+    fn drop(&mut self) {
+        self.outlet.close();
+        self.threads.send(ToWorker::Close { session: self.id });
+    }
+}
+
+/// The provider's threads, held by it and its sessions; the last one to go ends them.
+struct Threads {
+    /// Taken in `drop`, which ends the worker, which ends the waiter.
+    sender: Option<Sender<ToWorker>>,
+    worker: Option<JoinHandle<()>>,
+}
+
+impl Threads {
+    fn send(&self, message: ToWorker) -> bool {
+        self.sender
+            .as_ref()
+            .is_some_and(|sender| sender.send(message).is_ok())
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.sender = None;
+        if let Some(worker) = self.worker.take()
+            && worker.join().is_err()
+        {
+            log::error!("the Vulkan thread panicked");
+        }
+    }
+}
+
+/// The devices to try, best first; the one that was asked for.
+fn choose(
+    instance: &Arc<Instance>,
+    selector: Option<&DeviceSelector>,
+) -> Result<Vec<Candidate>, VulkanError> {
+    let mut all = physical::candidates(instance)?;
+    if all.is_empty() {
+        return Err(VulkanError::NoDevice);
+    }
+    let Some(wanted) = selector else {
+        all.sort_by_key(|candidate| candidate.facts.class);
+        return Ok(all);
+    };
+    let matches = |candidate: &&Candidate| match wanted {
+        DeviceSelector::Index(index) => candidate.facts.index == *index,
+        DeviceSelector::Name(name) => candidate
+            .facts
+            .name
+            .to_lowercase()
+            .contains(&name.to_lowercase()),
+    };
+    match all.iter().find(matches) {
+        Some(found) => Ok(vec![found.clone()]),
+        None => {
+            let present: Vec<String> = all
+                .iter()
+                .map(|c| format!("{} {:?}", c.facts.index, c.facts.name))
+                .collect();
+            Err(VulkanError::NoSuchDevice {
+                wanted: wanted.clone(),
+                present: present.join(", "),
+            })
+        }
+    }
+}
+
+/// A device that was found to serve, before its threads are started.
+struct Engine {
+    worker: Worker,
+    probe: Probe,
+}
+
+impl Engine {
+    fn new(candidate: &Candidate, memory_limit: Option<u64>) -> Result<Self, VulkanError> {
+        let device = Device::new(candidate)?;
+        let mut commands = Commands::new(&device)?;
+        let udmabuf = Udmabuf::open().map(Arc::new);
+        let probe = probe::probe(&device, &mut commands, udmabuf.as_ref());
+        let strategy = probe.best().ok_or_else(|| VulkanError::NoWindowMemory {
+            tried: format!("{}: {}", device.facts.name, probe.complaint()),
+        })?;
+        let attacher = Attacher::new(&device, strategy, udmabuf.ok());
+        let buffer_types = probe::buffer_types(&device).map_err(|error| VulkanError::Host {
+            what: "a buffer",
+            reason: error.to_string(),
+        })?;
+        let host = HostMemory {
+            types: &device.facts.types,
+            heaps: &device.facts.heaps,
+        };
+        let view = types::view(
+            host,
+            &probe.attachable(strategy),
+            buffer_types,
+            memory_limit,
+        );
+        let pool = LocalPool::new(&device, local_limit(&view))?;
+        let worker = Worker {
+            sessions: HashMap::new(),
+            pending: Vec::new(),
+            commands,
+            description: Arc::new(describe(&device, &attacher, &view)),
+            attacher,
+            pool,
+            host_types: view.host,
+            device,
+        };
+        Ok(Self { worker, probe })
+    }
+
+    fn start(self, counter: Arc<ValidationCounter>) -> Result<VulkanProvider, VulkanError> {
+        let Self { worker, probe } = self;
+        let description = Arc::clone(&worker.description);
+        let facts = worker.device.facts.clone();
+        let device = Arc::clone(&worker.device);
+        #[cfg(test)]
+        let weak = Arc::downgrade(&device);
+        let no_thread = |error: std::io::Error| VulkanError::Host {
+            what: "a thread",
+            reason: error.to_string(),
+        };
+        let (sender, inbox) = crossbeam_channel::unbounded();
+        let (answers, batches, backlog) = Answers::new();
+        let waiter = thread::Builder::new()
+            .name("hb-vk-waiter".to_owned())
+            .spawn(move || waiter::run(&device, &batches, &backlog))
+            .map_err(no_thread)?;
+        let thread = thread::Builder::new()
+            .name("hb-vk-worker".to_owned())
+            .spawn(move || {
+                let mut worker = worker;
+                worker.run(&inbox, &answers);
+                // The waiter delivers what is left, and drops what it still holds of the device, before the worker's own
+                // part goes.
+                drop(answers);
+                if waiter.join().is_err() {
+                    log::error!("the Vulkan waiter panicked");
+                }
+                drop(worker);
+            })
+            .map_err(no_thread)?;
+        Ok(VulkanProvider {
+            description,
+            facts,
+            probe,
+            counter,
+            next_session: AtomicU64::new(0),
+            threads: Arc::new(Threads {
+                sender: Some(sender),
+                worker: Some(thread),
+            }),
+            #[cfg(test)]
+            device: weak,
+        })
+    }
+}
+
+/// All that may be live in the device heaps that guests see.
+fn local_limit(view: &View) -> u64 {
+    let mut heaps: Vec<u32> = view
+        .types
+        .iter()
+        .filter(|kind| kind.placement == Placement::Device)
+        .map(|kind| kind.heap)
+        .collect();
+    heaps.dedup();
+    heaps
+        .iter()
+        .filter_map(|heap| view.heaps.get(usize::try_from(*heap).ok()?))
+        .fold(0, |sum, heap| sum.saturating_add(heap.size))
+}
+
+fn describe(device: &Device, attacher: &Attacher, view: &View) -> Description {
+    let facts = &device.facts;
+    debug_assert!(
+        view.types
+            .iter()
+            .all(|kind| kind.placement == Placement::Device
+                || kind.property_flags & property::HOST_COHERENT != 0)
+    );
+    Description {
+        kind: ProviderKind::Vulkan,
+        device_name: facts.name.clone(),
+        driver_name: facts.driver.clone(),
+        attach_strategy: attacher.strategy().as_str(),
+        vendor_id: facts.vendor_id,
+        device_id: facts.device_id,
+        device_uuid: facts.device_uuid,
+        driver_uuid: facts.driver_uuid,
+        heaps: view.heaps.clone(),
+        memory_types: view.types.clone(),
+        attach_alignment: attacher.alignment(),
+        non_coherent_atom_size: 1,
+        max_allocation_size: attacher.max_length(),
+    }
+}
+
+/// What a physical device says, and what it was found to do.
+pub(super) type Surveyed = (DeviceFacts, Result<Probe, VulkanError>);
+
+/// What each physical device says and does, for the inventory: a device is made, probed, and dropped.
+pub(super) fn survey() -> Result<Vec<Surveyed>, VulkanError> {
+    let instance = Instance::new(false)?;
+    let udmabuf = Udmabuf::open().map(Arc::new);
+    let probe_one = |candidate: &Candidate| {
+        let device = Device::new(candidate)?;
+        let mut commands = Commands::new(&device)?;
+        Ok(probe::probe(&device, &mut commands, udmabuf.as_ref()))
+    };
+    let candidates = physical::candidates(&instance)?;
+    Ok(candidates
+        .into_iter()
+        .map(|candidate| {
+            let probe = probe_one(&candidate);
+            (candidate.facts, probe)
+        })
+        .collect())
+}

@@ -1,0 +1,230 @@
+//! A sparse memfd, mapped once: the only place where the window's bytes are touched by the CPU.
+//!
+//! The guest writes to the same pages at any time, so nothing here ever makes a reference to them other than to
+//! atomics. All offsets come as [`Span`]s, which lie inside the file by construction.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
+
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, SeekFrom};
+use rustix::mm::{MapFlags, ProtFlags};
+
+use super::span::{PAGE, Span};
+
+/// A memfd that cannot shrink or grow, and this process's mapping of all of it.
+#[derive(Debug)]
+pub(crate) struct SharedFile {
+    descriptor: OwnedFd,
+    base: NonNull<u8>,
+    size: u64,
+}
+
+// SAFETY: the mapping belongs to this value alone until drop, and every access goes through raw copies or atomics that
+// are valid from any thread.
+unsafe impl Send for SharedFile {}
+// SAFETY: as above; no method hands out a non-atomic reference.
+unsafe impl Sync for SharedFile {}
+
+impl SharedFile {
+    /// A file of `size` bytes, all holes. `size` is a multiple of the page size and not 0.
+    pub(crate) fn new(name: &str, size: u64) -> rustix::io::Result<Self> {
+        let length = usize::try_from(size).map_err(|_| rustix::io::Errno::OVERFLOW)?;
+        let descriptor =
+            rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        rustix::fs::ftruncate(&descriptor, size)?;
+        // udmabuf wants SHRINK; GROW and SEAL keep a frontend that has the descriptor from changing what it is.
+        rustix::fs::fcntl_add_seals(
+            &descriptor,
+            SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL,
+        )?;
+        // SAFETY: a new mapping at an address of the kernel's choice replaces nothing; the file is as long as the mapping and, sealed,
+        // stays so.
+        let base = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                length,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED | MapFlags::NORESERVE,
+                &descriptor,
+                0,
+            )
+        }?;
+        let base = NonNull::new(base.cast()).ok_or(rustix::io::Errno::NOMEM)?;
+        Ok(Self {
+            descriptor,
+            base,
+            size,
+        })
+    }
+
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// First byte of a span and its length. The span was made for a file of this size.
+    fn bytes(&self, span: Span) -> (*mut u8, usize) {
+        assert!(span.end() <= self.size, "a span of another file");
+        #[allow(
+            clippy::cast_possible_truncation,
+            reason = "the whole file fits in usize: new() checked"
+        )]
+        let (start, length) = (span.start() as usize, span.len() as usize);
+        // SAFETY: start <= size, and the mapping has size bytes.
+        (unsafe { self.base.as_ptr().add(start) }, length)
+    }
+
+    /// Writes zeros over the pages that exist; holes stay holes. Returns the bytes of those pages.
+    pub(crate) fn zero_resident(&self, span: Span, mut resident: impl FnMut(Span)) {
+        for part in self.data(span) {
+            let (start, length) = self.bytes(part);
+            // SAFETY: the bytes lie in the mapping; other threads and the guest only ever see bytes, no references exist.
+            unsafe { start.write_bytes(0, length) };
+            resident(part);
+        }
+    }
+
+    /// Gives the pages back; the span reads as zeros.
+    pub(crate) fn punch(&self, span: Span) -> rustix::io::Result<()> {
+        loop {
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            match rustix::fs::fallocate(&self.descriptor, flags, span.start(), span.len()) {
+                Err(rustix::io::Errno::INTR) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Copies `from` of another file to here, leaving holes where it has holes; `to` reads as zeros before.
+    pub(crate) fn copy_from(&self, to: Span, other: &SharedFile, from: Span) {
+        assert_eq!(to.len(), from.len(), "spans of one memory");
+        for part in other.data(from) {
+            let (source, length) = other.bytes(part);
+            let target = to.start() + (part.start() - from.start());
+            let Some(target) = Span::between(target, target + part.len()) else {
+                continue;
+            };
+            let (target, _) = self.bytes(target);
+            // SAFETY: both lie in their mappings and do not overlap: they are spans of different files, or of one
+            // where copy_within() checked; only bytes, no references.
+            unsafe { target.copy_from_nonoverlapping(source, length) };
+        }
+    }
+
+    /// Copies `from` to `to`, which read as zeros before; the spans do not overlap.
+    pub(crate) fn copy_within(&self, to: Span, from: Span) {
+        assert!(to.intersection(from).is_none(), "places of one memory");
+        self.copy_from(to, self, from);
+    }
+
+    /// The words of a span, for memory that guest and host share by agreement.
+    pub(crate) fn words(&self, span: Span) -> &[AtomicU64] {
+        let (start, length) = self.bytes(span);
+        // SAFETY: page-aligned, inside the mapping, which lives as long as self; atomics may be written by others at
+        // any time, and every bit pattern is a value.
+        unsafe { std::slice::from_raw_parts(start.cast(), length / size_of::<AtomicU64>()) }
+    }
+
+    /// The parts of `span` that have pages. A host that cannot tell says: all of it.
+    fn data(&self, span: Span) -> Vec<Span> {
+        let mut parts = Vec::new();
+        let mut at = span.start();
+        while at < span.end() {
+            let start = match rustix::fs::seek(&self.descriptor, SeekFrom::Data(at)) {
+                Ok(start) => start.max(at) / PAGE * PAGE,
+                Err(rustix::io::Errno::NXIO) => break,
+                Err(_) => at,
+            };
+            let end = match rustix::fs::seek(&self.descriptor, SeekFrom::Hole(start)) {
+                Ok(end) if end > start => end.min(span.end()).next_multiple_of(PAGE),
+                _ => span.end(),
+            };
+            if start >= span.end() {
+                break;
+            }
+            parts.extend(Span::between(start, end));
+            at = end;
+        }
+        parts
+    }
+
+    /// Bytes of pages that the file holds.
+    pub(crate) fn resident(&self) -> u64 {
+        rustix::fs::fstat(&self.descriptor)
+            .ok()
+            .and_then(|stat| u64::try_from(stat.st_blocks).ok())
+            .map_or(0, |blocks| blocks.saturating_mul(512))
+    }
+}
+
+impl AsFd for SharedFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+}
+
+impl Drop for SharedFile {
+    fn drop(&mut self) {
+        let Ok(length) = usize::try_from(self.size) else {
+            return;
+        };
+        // SAFETY: mapped by new() with this length and not unmapped since; nothing borrows from self any more.
+        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), length) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+
+    const SIZE: u64 = 64 * PAGE;
+
+    fn span(page: u64, pages: u64) -> Span {
+        Span::new(page * PAGE, pages * PAGE, SIZE).unwrap()
+    }
+
+    fn first_words(file: &SharedFile) -> Vec<u64> {
+        let all = file.words(span(0, 64));
+        (0..64)
+            .map(|page| all[page * 512].load(Ordering::Relaxed))
+            .collect()
+    }
+
+    #[test]
+    fn zeroing_touches_only_pages_that_exist() {
+        let file = SharedFile::new("test", SIZE).unwrap();
+        for page in [3, 4, 9] {
+            file.words(span(page, 1))[0].store(7, Ordering::Relaxed);
+        }
+        assert_eq!(file.resident(), 3 * PAGE);
+        let mut seen = Vec::new();
+        file.zero_resident(span(4, 10), |part| seen.push(part));
+        assert_eq!(seen, [span(4, 1), span(9, 1)]);
+        let mut expected = vec![0; 64];
+        expected[3] = 7;
+        assert_eq!(first_words(&file), expected);
+        file.punch(span(0, 64)).unwrap();
+        assert_eq!(file.resident(), 0);
+    }
+
+    #[test]
+    fn copies_keep_holes() {
+        let from = SharedFile::new("from", SIZE).unwrap();
+        let to = SharedFile::new("to", SIZE).unwrap();
+        from.words(span(2, 1))[0].store(1, Ordering::Relaxed);
+        from.words(span(5, 1))[0].store(2, Ordering::Relaxed);
+        to.copy_from(span(10, 8), &from, span(1, 8));
+        assert_eq!(to.resident(), 2 * PAGE);
+        let words = first_words(&to);
+        assert_eq!((words[11], words[14]), (1, 2));
+    }
+
+    #[test]
+    fn the_file_cannot_change_its_size() {
+        let file = SharedFile::new("sealed", SIZE).unwrap();
+        assert!(rustix::fs::ftruncate(file.as_fd(), 0).is_err());
+        assert!(rustix::fs::ftruncate(file.as_fd(), SIZE * 2).is_err());
+    }
+}

@@ -1,0 +1,122 @@
+//! A range of a file in whole pages, checked once when it is made.
+
+use thiserror::Error;
+
+/// Granularity of everything in the window. A host with larger pages announces them in the capset and
+/// gets sizes that are multiples of them.
+pub const PAGE: u64 = 4096;
+
+/// `[start, end)` in bytes: page-aligned, not empty, inside the file it was made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Span {
+    start: u64,
+    end: u64,
+}
+
+/// Why two numbers are not a [`Span`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum SpanError {
+    /// Not in whole pages, or empty.
+    #[error("offset {offset:#x} and length {length:#x} are not whole pages of {PAGE} bytes")]
+    Unaligned {
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        length: u64,
+    },
+    /// Ends beyond the file, or beyond all numbers.
+    #[error("offset {offset:#x} and length {length:#x} do not lie inside {size:#x} bytes")]
+    Outside {
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        length: u64,
+        /// Bytes of the file.
+        size: u64,
+    },
+}
+
+impl Span {
+    /// `length` bytes from `offset` on, in a file of `size` bytes.
+    pub fn new(offset: u64, length: u64, size: u64) -> Result<Self, SpanError> {
+        if length == 0 || !offset.is_multiple_of(PAGE) || !length.is_multiple_of(PAGE) {
+            return Err(SpanError::Unaligned { offset, length });
+        }
+        match offset.checked_add(length) {
+            Some(end) if end <= size => Ok(Self { start: offset, end }),
+            _ => Err(SpanError::Outside {
+                offset,
+                length,
+                size,
+            }),
+        }
+    }
+
+    /// First byte.
+    pub fn start(self) -> u64 {
+        self.start
+    }
+
+    /// The byte after the last.
+    pub fn end(self) -> u64 {
+        self.end
+    }
+
+    /// Bytes; never 0.
+    #[allow(clippy::len_without_is_empty, reason = "a span is never empty")]
+    pub fn len(self) -> u64 {
+        self.end - self.start
+    }
+
+    /// The part that both have.
+    pub fn intersection(self, other: Span) -> Option<Span> {
+        Self::between(self.start.max(other.start), self.end.min(other.end))
+    }
+
+    /// What lies before `at`, and what lies from it on; `at` is a page boundary.
+    pub(super) fn split(self, at: u64) -> (Option<Span>, Option<Span>) {
+        (
+            Self::between(self.start, at.min(self.end)),
+            Self::between(at.max(self.start), self.end),
+        )
+    }
+
+    /// Both bounds are bounds of existing spans, or page-aligned file offsets inside one.
+    pub(super) fn between(start: u64, end: u64) -> Option<Span> {
+        (start < end).then_some(Self { start, end })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extremes_are_refused() {
+        let size = 16 * PAGE;
+        let values = [
+            0,
+            1,
+            PAGE - 1,
+            PAGE,
+            PAGE + 1,
+            size - PAGE,
+            size,
+            size + PAGE,
+            1 << 63,
+            u64::MAX,
+            u64::MAX - PAGE + 1,
+        ];
+        for offset in values {
+            for length in values {
+                let fits = u128::from(offset) + u128::from(length) <= u128::from(size);
+                let whole = offset % PAGE == 0 && length % PAGE == 0 && length != 0;
+                assert_eq!(
+                    Span::new(offset, length, size).is_ok(),
+                    fits && whole,
+                    "{offset:#x} {length:#x}"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,157 @@
+use std::sync::atomic::Ordering;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const PAGES: u64 = 64;
+
+fn span(page: u64, pages: u64) -> Span {
+    Span::new(page * PAGE, pages * PAGE, PAGES * PAGE).unwrap()
+}
+
+fn window(warm_pages: u64) -> Window {
+    Window::new(PAGES * PAGE, warm_pages * PAGE).unwrap()
+}
+
+fn write(lease: &Lease) {
+    lease
+        .words()
+        .iter()
+        .for_each(|word| word.store(0xa5a5_a5a5, Ordering::Relaxed));
+}
+
+fn is_zero(lease: &Lease) -> bool {
+    lease
+        .words()
+        .iter()
+        .all(|word| word.load(Ordering::Relaxed) == 0)
+}
+
+#[test]
+fn holders_are_named_and_nothing_changes() {
+    let window = window(0);
+    let first = window.place(span(0, 4), 1).unwrap();
+    let second = window.place(span(6, 2), 2).unwrap();
+    assert_eq!(window.place(span(3, 4), 3).unwrap_err(), [1, 2]);
+    assert_eq!(window.place(span(7, 1), 3).unwrap_err(), [2]);
+    let between = window.place(span(4, 2), 3).unwrap();
+    assert_eq!(window.occupancy().held, 8 * PAGE);
+    drop((first, second, between));
+    window.settle();
+    assert_eq!(window.occupancy(), Occupancy::default());
+}
+
+#[test]
+fn a_dropped_lease_reads_as_zeros_at_once_and_after_cleaning() {
+    for (warm, settle) in [(0, false), (0, true), (PAGES, false), (PAGES, true)] {
+        let window = window(warm);
+        for _ in 0..50 {
+            let lease = window.place(span(1, 20), 1).unwrap();
+            assert!(is_zero(&lease), "warm {warm}, settled {settle}");
+            write(&lease);
+            drop(lease);
+            if settle {
+                window.settle();
+            }
+            let part = window.place(span(5, 30), 1).unwrap();
+            assert!(is_zero(&part), "warm {warm}, settled {settle}");
+            write(&part);
+        }
+    }
+}
+
+#[test]
+fn the_warm_budget_is_kept() {
+    let window = window(8);
+    for page in 0..6 {
+        let lease = window.place(span(page * 4, 4), 1).unwrap();
+        write(&lease);
+        drop(lease);
+        window.settle();
+    }
+    let occupancy = window.occupancy();
+    assert_eq!((occupancy.warm, occupancy.resident), (8 * PAGE, 8 * PAGE));
+    let taken = window.place(span(0, 2), 1).unwrap();
+    assert_eq!(window.occupancy().warm, 6 * PAGE);
+    assert!(is_zero(&taken));
+}
+
+#[test]
+fn untouched_spans_cost_nothing() {
+    let window = window(PAGES);
+    for _ in 0..100 {
+        window.place(span(0, PAGES), 1).unwrap();
+    }
+    window.settle();
+    assert_eq!(window.occupancy(), Occupancy::default());
+}
+
+#[test]
+fn placing_races_with_the_worker() {
+    let window = window(PAGES / 2);
+    std::thread::scope(|scope| {
+        for quarter in 0..4_u64 {
+            let window = &window;
+            scope.spawn(move || {
+                for round in 0..500_u64 {
+                    let offset = (round * 7) % 8;
+                    let lease = window
+                        .place(span(quarter * 16 + offset, 1 + round % 8), quarter)
+                        .unwrap();
+                    assert!(is_zero(&lease));
+                    write(&lease);
+                }
+            });
+        }
+    });
+    window.settle();
+    let occupancy = window.occupancy();
+    assert_eq!((occupancy.held, occupancy.dirty), (0, 0));
+    assert_eq!(occupancy.warm, occupancy.resident);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    /// Against one owner per page: who holds what, and zero on first sight.
+    #[test]
+    fn behaves_as_an_array_of_pages(
+        warm in 0..PAGES,
+        steps in prop::collection::vec((0..PAGES, 1..20_u64, any::<bool>()), 1..80),
+    ) {
+        let window = window(warm);
+        let mut leases: Vec<(Owner, Lease)> = Vec::new();
+        for (owner, (page, pages, write_it)) in (0..).zip(steps) {
+            let pages = pages.min(PAGES - page);
+            let wanted = span(page, pages);
+            let holders: Vec<Owner> = {
+                let mut found: Vec<_> = leases
+                    .iter()
+                    .filter(|(_, lease)| lease.span().intersection(wanted).is_some())
+                    .map(|(owner, lease)| (lease.span(), *owner))
+                    .collect();
+                found.sort();
+                found.into_iter().map(|(_, owner)| owner).collect()
+            };
+            match window.place(wanted, owner) {
+                Ok(lease) => {
+                    prop_assert!(holders.is_empty());
+                    prop_assert!(is_zero(&lease));
+                    if write_it {
+                        write(&lease);
+                    }
+                    leases.push((owner, lease));
+                }
+                Err(owners) => {
+                    prop_assert_eq!(&owners, &holders);
+                    leases.retain(|(owner, _)| !owners.contains(owner));
+                }
+            }
+        }
+        let held: u64 = leases.iter().map(|(_, lease)| lease.span().len()).sum();
+        prop_assert_eq!(window.occupancy().held, held);
+        drop(leases);
+        window.settle();
+        prop_assert!(window.occupancy().resident <= warm * PAGE);
+    }
+}

@@ -1,0 +1,147 @@
+//! The command line of hostblobd. `docs/hostblobd.md` is generated from it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use hostblob_allocator::provider::{Choice, DeviceSelector};
+use hostblob_protocol::DEFAULT_CAPSET_ID;
+
+/// Host-visible GPU memory for one virtual machine.
+///
+/// Serves a virtio-gpu device to a VMM: a guest's GPU driver allocates host memory through it and maps it through the PCI BAR.
+/// Ends on SIGTERM and SIGINT.
+#[derive(Debug, Parser)]
+#[command(
+    name = "hostblobd",
+    version,
+    args_conflicts_with_subcommands = true,
+    after_help = "Sizes are bytes, with K, M, G or T for powers of 1024."
+)]
+pub struct Cli {
+    /// What to do instead of serving.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// How to serve.
+    #[command(flatten)]
+    pub serve: Serve,
+}
+
+/// What to do instead of serving.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum Command {
+    /// Say what this host can offer, and the VMM command lines that load it
+    Info,
+}
+
+/// Which protocol the VMM speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum TransportKind {
+    /// QEMU 10.1 and newer (vfio-user-pci), cloud-hypervisor (--user-device)
+    VfioUser,
+}
+
+/// How to serve.
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// Socket that the VMM connects to
+    #[arg(long, value_name = "PATH", required_unless_present = "local_socket")]
+    pub socket_path: Option<PathBuf>,
+    /// Protocol that the VMM speaks on it
+    #[arg(long, value_enum, default_value = "vfio-user")]
+    pub transport: TransportKind,
+    /// Size of the window (the PCI BAR): a power of two. It is sparse: address space, not memory
+    #[arg(long, value_name = "SIZE", default_value = "8G", value_parser = parse_size)]
+    pub window: u64,
+    /// What attaches the GPU: auto, vulkan or system (plain memory)
+    #[arg(long, default_value = "auto")]
+    pub provider: Choice,
+    /// GPU, by its number in `hostblobd info` or a part of its name
+    #[arg(long, value_name = "INDEX|NAME")]
+    pub device: Option<DeviceSelector>,
+    /// Memory that all guest processes together may hold
+    #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = parse_size)]
+    pub memory_limit: u64,
+    /// Memory that one guest process (one virtio-gpu context) may hold
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size)]
+    pub context_limit: u64,
+    /// Clean pages that are kept for the next blob
+    #[arg(long, value_name = "SIZE", default_value = "128M", value_parser = parse_size)]
+    pub warm_limit: u64,
+    /// Number of our capset, 1 to 63
+    #[arg(long, value_name = "ID", default_value_t = DEFAULT_CAPSET_ID, value_parser = clap::value_parser!(u32).range(1..64))]
+    pub capset_id: u32,
+    /// Socket for programs on this host, without a VM
+    #[arg(long, value_name = "PATH")]
+    pub local_socket: Option<PathBuf>,
+    /// Run Vulkan under VK_LAYER_KHRONOS_validation
+    #[arg(long)]
+    pub validation: bool,
+    /// Least severe log level: error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub log: log::LevelFilter,
+}
+
+/// Bytes, with an optional K, M, G or T.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.strip_suffix(['K', 'M', 'G', 'T']) {
+        Some(digits) if text.ends_with('K') => (digits, 10),
+        Some(digits) if text.ends_with('M') => (digits, 20),
+        Some(digits) if text.ends_with('G') => (digits, 30),
+        Some(digits) => (digits, 40),
+        None => (text, 0),
+    };
+    digits
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(1 << shift))
+        .ok_or_else(|| "a number of bytes is expected, such as 4096, 512M or 8G".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_flags_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    /// The page that describes each flag: written where `HOSTBLOB_BLESS` is set, compared otherwise.
+    #[test]
+    fn the_page_is_up_to_date() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/hostblobd.md");
+        let help = Cli::command().term_width(100).render_long_help();
+        let page = format!(
+            "# hostblobd\n\n<!-- Made from device/src/cli.rs: HOSTBLOB_BLESS=1 cargo test -p hostblob-device -->\n\n\
+             ```text\n{help}```\n"
+        );
+        if std::env::var_os("HOSTBLOB_BLESS").is_some() {
+            std::fs::write(path, &page).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(path).unwrap_or_default(), page);
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_size("4096"), Ok(4096));
+        assert_eq!(parse_size("3K"), Ok(3 << 10));
+        assert_eq!(parse_size("512M"), Ok(512 << 20));
+        assert_eq!(parse_size("8G"), Ok(8 << 30));
+        assert_eq!(parse_size("1T"), Ok(1 << 40));
+        for bad in ["", "G", "-1", "1.5G", "8g", "8GiB", "99999999999T", "0x10"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_socket_is_needed() {
+        assert!(Cli::try_parse_from(["hostblobd"]).is_err());
+        assert!(Cli::try_parse_from(["hostblobd", "--local-socket", "s"]).is_ok());
+        assert!(Cli::try_parse_from(["hostblobd", "info"]).is_ok());
+        assert!(
+            Cli::try_parse_from(["hostblobd", "--socket-path", "s", "--capset-id", "64"]).is_err()
+        );
+    }
+}

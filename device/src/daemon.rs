@@ -1,0 +1,129 @@
+//! From flags to a running daemon, and to its end.
+
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use hostblob_allocator::provider::{self, OpenError, Options};
+use hostblob_allocator::{Config, ConfigError, Host};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use thiserror::Error;
+
+use crate::cli::{Serve, TransportKind};
+use crate::gpu::Gpu;
+use crate::shutdown::Shutdown;
+use crate::transport::{self, SocketError, TransportError};
+
+/// Why the daemon does not run.
+#[derive(Debug, Error)]
+pub enum DaemonError {
+    /// The provider that was asked for does not work here.
+    #[error(transparent)]
+    Provider(#[from] OpenError),
+    /// Limits that make no sense.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A socket cannot be had.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The transport failed.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The system refuses something that every process needs.
+    #[error("{0}: {1}")]
+    System(&'static str, std::io::Error),
+}
+
+/// Serves until SIGTERM or SIGINT.
+pub fn run(flags: &Serve) -> Result<(), DaemonError> {
+    let shutdown = Shutdown::new().map_err(|e| DaemonError::System("eventfd", e))?;
+    end_on_signals(&shutdown).map_err(|e| DaemonError::System("signal handlers", e))?;
+    // Sockets are for their owner alone.
+    rustix::process::umask(rustix::fs::Mode::from_bits_truncate(0o077));
+    let options = Options {
+        device: flags.device.clone(),
+        validation: flags.validation,
+        memory_limit: Some(flags.memory_limit),
+    };
+    let opened = provider::open(flags.provider, &options)?;
+    log::info!("provider: {}", opened.reason);
+    let config = Config {
+        window_size: flags.window,
+        memory_limit: flags.memory_limit,
+        context_limit: flags.context_limit,
+        warm_limit: flags.warm_limit,
+    };
+    let host = Host::new(opened.provider, config)?;
+
+    let local = flags.local_socket.as_deref().map(bind).transpose()?;
+    let local = match local {
+        None => None,
+        Some((listener, file)) => {
+            let thread =
+                transport::local::spawn(listener, host.clone(), flags.capset_id, shutdown.clone())
+                    .map_err(|e| DaemonError::System("a thread for the local socket", e))?;
+            Some((thread, file))
+        }
+    };
+    let served = match &flags.socket_path {
+        None => Ok(wait_for(&shutdown)),
+        Some(path) => serve_vmm(flags, path, &host, &shutdown),
+    };
+    shutdown.request();
+    if let Some((thread, _file)) = local {
+        let _ = thread.join();
+    }
+    served.map(|()| log::info!("ended"))
+}
+
+fn serve_vmm(
+    flags: &Serve,
+    path: &Path,
+    host: &std::sync::Arc<Host>,
+    shutdown: &Shutdown,
+) -> Result<(), DaemonError> {
+    let (listener, _file) = bind(path)?;
+    let new_gpu = |waker| Gpu::new(host, flags.capset_id, waker);
+    match flags.transport {
+        TransportKind::VfioUser => Ok(transport::vfio_user::serve(&listener, &new_gpu, shutdown)?),
+    }
+}
+
+/// A socket file that goes when the daemon does.
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+fn bind(path: &Path) -> Result<(UnixListener, SocketFile), SocketError> {
+    let listener = transport::listen(path)?;
+    log::info!("listening on {}", path.display());
+    Ok((listener, SocketFile(path.to_owned())))
+}
+
+fn wait_for(shutdown: &Shutdown) {
+    let mut poll = [rustix::event::PollFd::new(
+        shutdown,
+        rustix::event::PollFlags::IN,
+    )];
+    while !shutdown.is_requested() {
+        // Interrupted by the signal itself, or woken by what its handler requests.
+        let _ = rustix::event::poll(&mut poll, None);
+    }
+}
+
+fn end_on_signals(shutdown: &Shutdown) -> std::io::Result<()> {
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT])?;
+    let shutdown = shutdown.clone();
+    std::thread::Builder::new()
+        .name("hostblob-signals".into())
+        .spawn(move || {
+            for signal in signals.forever() {
+                log::info!("signal {signal}: ending");
+                shutdown.request();
+            }
+        })?;
+    Ok(())
+}

@@ -1,0 +1,22 @@
+//! The virtio-gpu device of hostblob.
+//!
+//! [`gpu::Gpu`] is the device: commands in, responses out. A [`transport`] carries commands to it and the window to the guest.
+//! `hostblobd` (`main.rs`) puts a provider, a transport and limits together for one VM.
+//!
+//! | module | answers the question |
+//! |---|---|
+//! | [`gpu`] | what does each command do? |
+//! | [`transport`] | how do commands get here? |
+//! | [`virtqueue`] | how are they read from guest memory? |
+//! | [`ratelimit`] | what may a guest write into our log? |
+//! | [`shutdown`] | how does everything end? |
+//! | [`cli`], [`daemon`], [`info`] | what does `hostblobd` do with its flags? |
+
+pub mod cli;
+pub mod daemon;
+pub mod gpu;
+pub mod info;
+pub mod ratelimit;
+pub mod shutdown;
+pub mod transport;
+pub mod virtqueue;

@@ -1,0 +1,142 @@
+//! How commands get to the device, and the window to the guest.
+//!
+//! | transport | carries |
+//! |---|---|
+//! | [`vfio_user`] | a whole PCI device, for QEMU and cloud-hypervisor |
+//! | [`local`] | commands over a socket, for programs on this host |
+//!
+//! A transport that has virtqueues needs of the device what [`Device`] says, wakes its thread with [`Wake`], and serves its queues
+//! with [`crate::virtqueue`].
+
+pub mod local;
+pub mod vfio_user;
+mod wake;
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use crate::gpu::Gpu;
+use crate::virtqueue::CommandHandler;
+
+pub use wake::Wake;
+
+/// What a transport needs of a virtio device.
+pub trait Device: CommandHandler + Send + 'static {
+    /// Back to the state after creation.
+    fn reset(&mut self);
+    /// The device configuration space.
+    fn config(&self) -> &[u8];
+    /// A write to it.
+    fn write_config(&mut self, offset: u64, data: &[u8]);
+    /// The feature bits that its commands serve.
+    fn features(&self) -> u64;
+    /// The file behind the host-visible window.
+    fn window_fd(&self) -> BorrowedFd<'_>;
+    /// Its size: a power of two.
+    fn window_size(&self) -> u64;
+}
+
+impl Device for Gpu {
+    fn reset(&mut self) {
+        Gpu::reset(self);
+    }
+
+    fn config(&self) -> &[u8] {
+        Gpu::config(self)
+    }
+
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        Gpu::write_config(self, offset, data);
+    }
+
+    fn features(&self) -> u64 {
+        Gpu::features(self)
+    }
+
+    fn window_fd(&self) -> BorrowedFd<'_> {
+        Gpu::window_fd(self)
+    }
+
+    fn window_size(&self) -> u64 {
+        Gpu::window_size(self)
+    }
+}
+
+/// Why a transport cannot go on serving. What goes wrong with one connection only ends that connection.
+#[derive(Debug, Error)]
+pub enum TransportError {
+    /// The system refuses something that every connection needs.
+    #[error("{0}: {1}")]
+    System(&'static str, io::Error),
+}
+
+/// Why a socket cannot be listened on.
+#[derive(Debug, Error)]
+pub enum SocketError {
+    /// Somebody answers there.
+    #[error("{0}: another process is listening on this socket; end it or choose another path")]
+    InUse(PathBuf),
+    /// A file that is not a socket is there.
+    #[error("{0}: exists and is not a socket; choose another path")]
+    NotASocket(PathBuf),
+    /// The system refuses.
+    #[error("{path}: cannot listen there: {error}")]
+    Bind {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+}
+
+/// Listens on a Unix socket. What a killed daemon left behind is replaced; what is alive, or no socket, is not.
+pub fn listen(path: &Path) -> Result<UnixListener, SocketError> {
+    let bind = || UnixListener::bind(path);
+    let error = |error| SocketError::Bind {
+        path: path.to_owned(),
+        error,
+    };
+    match bind() {
+        Err(e) if e.kind() == io::ErrorKind::AddrInUse => {}
+        other => return other.map_err(error),
+    }
+    let is_socket = std::fs::symlink_metadata(path)
+        .is_ok_and(|metadata| std::os::unix::fs::FileTypeExt::is_socket(&metadata.file_type()));
+    if !is_socket {
+        return Err(SocketError::NotASocket(path.to_owned()));
+    }
+    match UnixStream::connect(path) {
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {}
+        _ => return Err(SocketError::InUse(path.to_owned())),
+    }
+    std::fs::remove_file(path).map_err(error)?;
+    bind().map_err(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stale_socket_is_replaced_and_nothing_else() {
+        let path = std::env::temp_dir().join(format!("hostblob-listen-{}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        drop(listen(&path).unwrap());
+        let live = listen(&path).unwrap();
+        assert!(matches!(listen(&path), Err(SocketError::InUse(_))));
+        drop(live);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "data").unwrap();
+        assert!(matches!(listen(&path), Err(SocketError::NotASocket(_))));
+        assert_eq!(std::fs::read(&path).unwrap(), b"data");
+        std::fs::remove_file(&path).unwrap();
+        assert!(matches!(
+            listen(&path.join("x")),
+            Err(SocketError::Bind { .. })
+        ));
+    }
+}

@@ -1,0 +1,281 @@
+//! The queues, the device behind them, and the thread that runs commands from the one to the other.
+//!
+//! # Threads
+//!
+//! - The *queue thread* ([`Engine::run`]) takes commands from the queues, executes them and gives the responses back.
+//! - The *message thread* serves the VMM: it changes the memory, starts and resets the queues, wakes the queue thread for
+//!   notifications. The VM's processor that notifies waits for its reply, so it takes no lock.
+//! - GPU threads of the device wake the queue thread.
+//!
+//! # Locks
+//!
+//! There are two, `rings` (queues and guest memory) and `device`, and **no thread ever holds both**, so there is no order to get wrong;
+//! under neither is anything waited for but the other thread's current step. `rings` is held to copy a command in or a response
+//! out, `device` to execute one. So a memory change waits for a copy, never for a command, let alone for the GPU. Memory that the VMM took
+//! away is not touched once its message is answered.
+//!
+//! # Reset
+//!
+//! Each start of the device is a *generation*. A reset empties the queues and raises the generation under `rings`, then resets the
+//! device under `device`. A command that was on its way meanwhile belongs to an old generation: it is dropped before it is executed (the
+//! generation is looked at under `device`), or its response is dropped (looked at under `rings`).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use parking_lot::Mutex;
+use virtio_queue::Queue;
+use vm_memory::GuestMemoryMmap;
+
+use super::interrupts::{Interrupts, Source};
+use crate::gpu::Response;
+use crate::transport::{Device, Wake};
+use crate::virtqueue::{Next, QUEUES, Ring};
+
+/// Commands of one queue in a row before the other, finished GPU work and the end get their turn.
+const TURN: usize = 64;
+/// Responses after which the driver is interrupted although more commands are there. A guest that asks one thing after the other gets
+/// one interrupt for each, a burst one for this many.
+const RESPONSES_PER_INTERRUPT: usize = 16;
+
+/// The state that both threads use.
+#[derive(Debug)]
+pub(super) struct Engine<D> {
+    rings: Mutex<Rings>,
+    device: Mutex<D>,
+    generation: AtomicU32,
+    /// A queue broke; the driver has not reset the device yet.
+    needs_reset: AtomicBool,
+    stopping: AtomicBool,
+    pub(super) interrupts: Interrupts,
+    wake: Arc<Wake>,
+}
+
+#[derive(Debug, Default)]
+struct Rings {
+    memory: GuestMemoryMmap,
+    queues: [Option<(Queue, Ring)>; QUEUES],
+    /// Without it the function must not reach guest memory.
+    bus_master: bool,
+}
+
+/// A command's name while the device has it: generation, queue, head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Tag {
+    generation: u32,
+    queue: u16,
+    head: u16,
+}
+
+impl Tag {
+    fn pack(self) -> u64 {
+        u64::from(self.generation) << 32 | u64::from(self.queue) << 16 | u64::from(self.head)
+    }
+
+    fn unpack(tag: u64) -> Self {
+        let [h0, h1, q0, q1, g0, g1, g2, g3] = tag.to_le_bytes();
+        Self {
+            generation: u32::from_le_bytes([g0, g1, g2, g3]),
+            queue: u16::from_le_bytes([q0, q1]),
+            head: u16::from_le_bytes([h0, h1]),
+        }
+    }
+}
+
+impl<D: Device> Engine<D> {
+    pub(super) fn new(device: D, wake: Arc<Wake>) -> Self {
+        Self {
+            rings: Mutex::default(),
+            device: Mutex::new(device),
+            generation: AtomicU32::new(0),
+            needs_reset: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            interrupts: Interrupts::new(),
+            wake,
+        }
+    }
+
+    /// A driver notified, or something else may let the queues go on.
+    pub(super) fn wake(&self) {
+        self.wake.wake();
+    }
+
+    /// Starts the queues.
+    pub(super) fn start(&self, queues: [Option<Queue>; QUEUES]) {
+        let mut indices = 0..;
+        let queues = queues.map(|queue| {
+            let ring = indices.next().map(Ring::new);
+            queue.zip(ring)
+        });
+        self.rings.lock().queues = queues;
+        self.wake();
+    }
+
+    /// Stops the queues and resets the device; what was under way is dropped. When it returns, nothing of before is left.
+    pub(super) fn reset(&self) {
+        let stopped = {
+            let mut rings = self.rings.lock();
+            self.generation.fetch_add(1, Ordering::SeqCst);
+            std::mem::take(&mut rings.queues)
+        };
+        drop(stopped);
+        self.device.lock().reset();
+        self.needs_reset.store(false, Ordering::SeqCst);
+        self.interrupts.reset();
+    }
+
+    /// Replaces the guest memory. When it returns the old one is not used any more.
+    pub(super) fn set_memory(&self, memory: GuestMemoryMmap) {
+        let old = std::mem::replace(&mut self.rings.lock().memory, memory);
+        drop(old);
+        self.wake();
+    }
+
+    /// Whether the function may reach guest memory.
+    pub(super) fn set_bus_master(&self, enabled: bool) {
+        self.rings.lock().bus_master = enabled;
+        self.wake();
+    }
+
+    /// Whether the driver has to reset the device.
+    pub(super) fn needs_reset(&self) -> bool {
+        self.needs_reset.load(Ordering::SeqCst)
+    }
+
+    /// Uses the device between commands.
+    pub(super) fn with_device<R>(&self, f: impl FnOnce(&mut D) -> R) -> R {
+        f(&mut self.device.lock())
+    }
+
+    /// Ends [`Self::run`] after its current command.
+    pub(super) fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        self.wake();
+    }
+
+    fn stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
+    /// The queue thread.
+    pub(super) fn run(&self) {
+        let mut command = Vec::new();
+        while !self.stopping() {
+            self.wake.wait();
+            let mut more = true;
+            while more && !self.stopping() {
+                more = false;
+                for queue in (0..).take(QUEUES) {
+                    more |= self.serve(queue, &mut command);
+                }
+                self.give_back_completed();
+            }
+        }
+    }
+
+    /// Executes commands of a queue until there are none or its turn is over; whether there may be more.
+    fn serve(&self, queue: u16, command: &mut Vec<u8>) -> bool {
+        let mut responses = 0;
+        let mut more = true;
+        for _ in 0..TURN {
+            let tag = match self.next(queue, command) {
+                Some((_, Next::Again)) => continue,
+                Some((generation, Next::Command(head))) => Tag { generation, queue, head },
+                Some((_, Next::Empty | Next::Unreachable)) | None => {
+                    more = false;
+                    break;
+                }
+            };
+            let Some(response) = self.execute(tag, command) else { continue };
+            self.give_back(tag, &response);
+            responses += 1;
+            if responses % RESPONSES_PER_INTERRUPT == 0 {
+                self.interrupt(queue);
+            }
+        }
+        self.interrupt(queue);
+        more && !self.stopping()
+    }
+
+    /// Takes a step on a queue; none if it does not run. The generation is that of the queue.
+    fn next(&self, index: u16, command: &mut Vec<u8>) -> Option<(u32, Next)> {
+        let mut rings = self.rings.lock();
+        let Rings { memory, queues, bus_master } = &mut *rings;
+        let slot = queues.get_mut(usize::from(index)).filter(|_| *bus_master)?;
+        let (queue, ring) = slot.as_mut()?;
+        let generation = self.generation.load(Ordering::SeqCst);
+        match ring.next(queue, memory, command) {
+            Ok(next) => Some((generation, next)),
+            Err(broken) => {
+                *slot = None;
+                // Under the lock, so that a reset comes wholly before or after.
+                self.needs_reset.store(true, Ordering::SeqCst);
+                drop(rings);
+                log::warn!("queue {index} stops until the guest resets the device: {broken}");
+                self.interrupts.raise(Source::Config);
+                None
+            }
+        }
+    }
+
+    fn execute(&self, tag: Tag, command: &[u8]) -> Option<Response> {
+        let mut device = self.device.lock();
+        if self.generation.load(Ordering::SeqCst) != tag.generation {
+            return None;
+        }
+        device.execute(tag.pack(), command)
+    }
+
+    fn give_back(&self, tag: Tag, response: &Response) {
+        self.with_ring(tag.queue, |queue, ring, memory| {
+            if self.generation.load(Ordering::SeqCst) == tag.generation {
+                ring.finish(queue, memory, tag.head, response.as_bytes());
+            }
+        });
+    }
+
+    fn give_back_completed(&self) {
+        let completed = self.with_device(D::completed);
+        if completed.is_empty() {
+            return;
+        }
+        for (tag, response) in &completed {
+            self.give_back(Tag::unpack(*tag), response);
+        }
+        for queue in (0..).take(QUEUES) {
+            self.interrupt(queue);
+        }
+    }
+
+    fn interrupt(&self, index: u16) {
+        if self.with_ring(index, |queue, ring, memory| ring.wants_interrupt(queue, memory))
+            == Some(true)
+        {
+            self.interrupts.raise(Source::Queue(index));
+        }
+    }
+
+    fn with_ring<R>(
+        &self,
+        index: u16,
+        f: impl FnOnce(&mut Queue, &mut Ring, &GuestMemoryMmap) -> R,
+    ) -> Option<R> {
+        let mut rings = self.rings.lock();
+        let Rings { memory, queues, bus_master } = &mut *rings;
+        let slot = queues.get_mut(usize::from(index)).filter(|_| *bus_master)?;
+        let (queue, ring) = slot.as_mut()?;
+        Some(f(queue, ring, memory))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_come_back_as_they_were() {
+        let tag = Tag { generation: 0xfedc_ba98, queue: 1, head: 255 };
+        assert_eq!(Tag::unpack(tag.pack()), tag);
+        assert_eq!(tag.pack(), 0xfedc_ba98_0001_00ff);
+    }
+}

@@ -1,0 +1,302 @@
+//! The device: where memory comes from and work goes to.
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use hostblob_capset::{Agreed, Capset};
+use hostblob_protocol::answers::Answer;
+use hostblob_protocol::request::{
+    Copy, Create, CreateFlags, Fill, MemorySelector, QueryBudget, request_bit,
+};
+use hostblob_protocol::{Request, Status};
+
+use crate::blob::Blob;
+use crate::error::{Error, Result};
+use crate::fence::Fence;
+use crate::memory::{Life, Memory, Own, WHOLE_SIZE, agrees};
+use crate::options::{AllocateInfo, BlobInfo, Budget, OpenOptions, Statistics};
+use crate::pool::Pool;
+use crate::session::{Session, check};
+use crate::transport::{BlobSpec, RING_GPU, TransportKind};
+
+/// A hostblob device, opened by this process: one context at the host.
+///
+/// Clones are the same device. Callable from any thread. The connection ends when the last clone, memory, blob and fence is gone;
+/// the host then frees whatever is left.
+#[derive(Debug, Clone)]
+pub struct Device {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    session: Arc<Session>,
+    /// By memory type; `None` where it is not host-visible.
+    pools: Vec<Option<Pool>>,
+    dedicated_above: u64,
+}
+
+impl Device {
+    /// Finds a device, opens a context on it and agrees with the host on what to speak.
+    ///
+    /// [`Error::NoDevice`] where there is none, [`Error::Incompatible`] where there is one that speaks differently.
+    pub fn open(options: &OpenOptions) -> Result<Self> {
+        let session = Arc::new(Session::open(options)?);
+        let pool = |(index, t): (u32, &hostblob_capset::MemoryType)| {
+            t.is_host_visible().then(|| Pool::new(&session, index, &options.pool))
+        };
+        let pools = (0..).zip(&session.capset().types).map(pool).collect();
+        let dedicated_above = options.pool.dedicated_above;
+        Ok(Self { inner: Arc::new(Inner { session, pools, dedicated_above }) })
+    }
+
+    fn session(&self) -> &Arc<Session> {
+        &self.inner.session
+    }
+
+    /// What the host said of itself.
+    pub fn capabilities(&self) -> &Capset {
+        self.session().capset()
+    }
+
+    /// What both sides speak.
+    pub fn agreed(&self) -> &Agreed {
+        self.session().agreed()
+    }
+
+    /// How the host is reached.
+    pub fn transport(&self) -> TransportKind {
+        self.session().transport().kind()
+    }
+
+    /// Allocates memory.
+    ///
+    /// Small host-visible requests come out of blocks and cost no command; their bytes are those of earlier memory of this process,
+    /// while a fresh blob reads as zeros. See [`AllocateInfo`] for what makes memory dedicated.
+    pub fn allocate(&self, info: &AllocateInfo<'_>) -> Result<Memory> {
+        let capset = self.capabilities();
+        let what = "allocate";
+        if info.size == 0 {
+            return Err(Error::invalid("size is 0"));
+        }
+        let page = u64::from(capset.page_size);
+        if info.alignment != 0 && !info.alignment.is_power_of_two() || info.alignment > page {
+            return Err(Error::invalid(format!(
+                "alignment {} is not a power of two up to {page}",
+                info.alignment
+            )));
+        }
+        let index = match info.memory {
+            MemorySelector::Index(index) => Some(index),
+            MemorySelector::Properties(properties) => capset.find_type(properties),
+        };
+        let memory_type = index.and_then(|index| capset.types.get(usize::try_from(index).ok()?));
+        let (Some(index), Some(memory_type)) = (index, memory_type) else {
+            return Err(Error::status_of(Status::InvalidMemoryType, what));
+        };
+        let own = info.dedicated
+            || info.shareable
+            || !info.map_directly
+            || info.size > self.inner.dedicated_above
+            || !memory_type.is_host_visible();
+        if own {
+            return self.allocate_own(info, index, memory_type.is_host_visible());
+        }
+        if !agrees(memory_type.cache, info.expected_cache) {
+            return Err(Error::status_of(Status::CacheModeMismatch, what));
+        }
+        let slot = usize::try_from(index).ok().and_then(|index| self.inner.pools.get(index));
+        let pool = slot
+            .and_then(Option::as_ref)
+            .ok_or_else(|| Error::status_of(Status::InvalidMemoryType, what))?;
+        match pool.allocate(info.size, info.alignment) {
+            Ok(piece) => Ok(Memory::from_piece(piece, info.size)),
+            // Where no block is to be had, the little that was asked for may be.
+            Err(Error::Status { .. }) => {
+                self.allocate_own(info, index, memory_type.is_host_visible())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn allocate_own(
+        &self,
+        info: &AllocateInfo<'_>,
+        index: u32,
+        host_visible: bool,
+    ) -> Result<Memory> {
+        let session = self.session();
+        let what = "allocate";
+        let direct = info.map_directly && host_visible;
+        let mut flags = CreateFlags::empty();
+        flags.set(CreateFlags::HOST_VISIBLE, host_visible);
+        flags.set(CreateFlags::SHAREABLE, info.shareable);
+        flags.set(CreateFlags::MAP_DIRECTLY, direct);
+        if !session.agreed().create_flags.contains(flags) {
+            return Err(Error::status_of(Status::Unsupported, what));
+        }
+        let client_id = session.reserve_client_id();
+        let bytes = session.blob_size(info.size)?;
+        let create = Create {
+            client_id,
+            size: bytes,
+            memory: info.memory,
+            flags,
+            alignment: info.alignment,
+            expected_cache: info.expected_cache,
+        };
+        let life = if direct {
+            let spec = BlobSpec {
+                blob_id: client_id,
+                size: bytes,
+                mappable: true,
+                shareable: info.shareable,
+                command: &[],
+            };
+            let (raw, mapping, _) =
+                session.create_blob(spec, &[create.into()], info.name, what)?;
+            Life::WithBlob(Blob::new(session.clone(), raw, mapping))
+        } else {
+            check(&session.ask(&[create.into()], info.name)?, what)?;
+            Life::Named(parking_lot::RwLock::new(None))
+        };
+        let own = Own {
+            session: session.clone(),
+            client_id,
+            memory_type: Some(index),
+            host_visible,
+            shareable: info.shareable,
+            bytes,
+            life,
+        };
+        Ok(Memory::from_own(own, info.size))
+    }
+
+    fn must_be_ours(&self, memory: &Memory, what: &str) -> Result<()> {
+        if !Arc::ptr_eq(memory.session(), self.session()) {
+            return Err(Error::invalid(format!("{what}: memory of another device")));
+        }
+        if memory.client_id() == 0 {
+            return Err(Error::status_of(Status::Unsupported, format!("{what} of imported memory")));
+        }
+        Ok(())
+    }
+
+    /// Fills a range with a 32-bit value, on the host GPU. Offset and length are multiples of 4; [`WHOLE_SIZE`] reaches to the end.
+    pub fn fill(&self, memory: &Memory, offset: u64, length: u64, value: u32) -> Result<Fence> {
+        let what = "fill";
+        self.must_be_ours(memory, what)?;
+        let mut range = memory.range(offset, length, what)?;
+        if length == WHOLE_SIZE {
+            range.length -= range.length % 4;
+        }
+        if !offset.is_multiple_of(4) || !range.length.is_multiple_of(4) || range.length == 0 {
+            return Err(Error::invalid("fill takes offset and length in multiples of 4, not 0"));
+        }
+        self.session().needs(request_bit::FILL, what)?;
+        let sent = self.session().send(&[Fill { range, value }.into()], None, RING_GPU)?;
+        Ok(Fence::new(self.session().clone(), sent, what))
+    }
+
+    /// Copies between memories, or within one where the ranges do not overlap, on the host GPU.
+    pub fn copy(
+        &self,
+        source: &Memory,
+        source_offset: u64,
+        destination: &Memory,
+        destination_offset: u64,
+        length: u64,
+    ) -> Result<Fence> {
+        let what = "copy";
+        self.must_be_ours(source, what)?;
+        self.must_be_ours(destination, what)?;
+        if length == 0 || length == WHOLE_SIZE {
+            return Err(Error::invalid("copy takes a length, not 0"));
+        }
+        let from = source.range(source_offset, length, what)?;
+        let to = destination.range(destination_offset, length, what)?;
+        if from.client_id == to.client_id && from.offset.abs_diff(to.offset) < length {
+            return Err(Error::invalid("the ranges of a copy overlap"));
+        }
+        self.session().needs(request_bit::COPY, what)?;
+        let copy = Copy {
+            source: from,
+            destination_client_id: to.client_id,
+            destination_offset: to.offset,
+        };
+        let sent = self.session().send(&[copy.into()], None, RING_GPU)?;
+        Ok(Fence::new(self.session().clone(), sent, what))
+    }
+
+    /// Takes in memory that another process of this guest exported from the same device. It can be mapped; host GPU work on it needs
+    /// an IMPORT that hosts of this version do not serve. [`Status::Unsupported`] over the socket.
+    pub fn import_dma_buf(&self, fd: BorrowedFd<'_>) -> Result<Memory> {
+        let session = self.session().clone();
+        let raw = session.transport().import_dma_buf(fd)?;
+        let bytes = raw.size;
+        let own = Own {
+            client_id: 0,
+            memory_type: None,
+            host_visible: true,
+            shareable: true,
+            bytes,
+            life: Life::WithBlob(Blob::foreign(session.clone(), raw)),
+            session,
+        };
+        Ok(Memory::from_own(own, bytes))
+    }
+
+    /// What a heap has for this context now.
+    pub fn budget(&self, heap: u32) -> Result<Budget> {
+        let what = "budget";
+        if usize::try_from(heap).is_ok_and(|heap| heap >= self.capabilities().heaps.len()) {
+            return Err(Error::invalid(format!("there is no heap {heap}")));
+        }
+        self.session().needs(request_bit::QUERY_BUDGET, what)?;
+        let answer = self.session().ask(&[QueryBudget { heap }.into()], None)?;
+        check(&answer, what)?;
+        let [budget, usage] = answer.details;
+        Ok(Budget { budget, usage })
+    }
+
+    /// What this device has done and holds.
+    pub fn statistics(&self) -> Statistics {
+        let mut statistics =
+            Statistics { commands: self.session().commands(), ..Statistics::default() };
+        for pool in self.inner.pools.iter().flatten() {
+            pool.count(&mut statistics);
+        }
+        statistics
+    }
+
+    /// A mappable blob of plain host memory (`blob_id` 0): no request, no name, no GPU.
+    pub fn create_plain_blob(&self, size: u64) -> Result<Blob> {
+        let info =
+            BlobInfo { blob_id: 0, size, mappable: true, shareable: false, requests: &[] };
+        self.create_blob(&info)
+    }
+
+    /// A blob exactly as described: for tests and tools. Where `requests` do not succeed, their status is the error.
+    pub fn create_blob(&self, info: &BlobInfo<'_>) -> Result<Blob> {
+        let spec = BlobSpec {
+            blob_id: info.blob_id,
+            size: info.size,
+            mappable: info.mappable,
+            shareable: info.shareable,
+            command: &[],
+        };
+        let (raw, mapping, _) =
+            self.session().create_blob(spec, info.requests, None, "create a blob")?;
+        Ok(Blob::new(self.session().clone(), raw, mapping))
+    }
+
+    /// Sends requests as they are, in one envelope, and returns the host's answer, whatever it says: for tests and tools.
+    pub fn request(&self, requests: &[Request]) -> Result<Answer> {
+        self.session().ask(requests, None)
+    }
+
+    /// A client id that this library will not use.
+    pub fn reserve_client_id(&self) -> u64 {
+        self.session().reserve_client_id()
+    }
+}

@@ -1,0 +1,80 @@
+//! Host GPU work that can be waited for.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hostblob_protocol::Status;
+use parking_lot::Mutex;
+
+use crate::error::{Error, Result};
+use crate::session::{Sent, Session, check};
+use crate::transport::Completion;
+
+/// Work on the host GPU. Callable from any thread; several may wait.
+///
+/// Dropping it does not stop the work. Memory that the work uses must live until it is done.
+#[derive(Debug)]
+pub struct Fence {
+    sent: Sent,
+    what: &'static str,
+    outcome: Mutex<Option<Result<()>>>,
+    session: Arc<Session>,
+}
+
+impl Fence {
+    pub(crate) fn new(session: Arc<Session>, sent: Sent, what: &'static str) -> Self {
+        Self { sent, what, outcome: Mutex::new(None), session }
+    }
+
+    /// Waits until the work is done. `None` waits as long as the device lives.
+    ///
+    /// [`Error::Timeout`] when the time was over first, [`Error::Status`] when the work failed. May be called again; the answer stays.
+    pub fn wait(&self, timeout: Option<Duration>) -> Result<()> {
+        if let Some(outcome) = &*self.outcome.lock() {
+            return outcome.clone();
+        }
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        if !self.session.transport().wait(&self.sent.completion, deadline)? {
+            return Err(Error::Timeout);
+        }
+        let mut outcome = self.outcome.lock();
+        if let Some(outcome) = &*outcome {
+            return outcome.clone();
+        }
+        let answer = self.session.answer(self.sent.sequence)?;
+        let result = check(&answer, self.what);
+        *outcome = Some(result.clone());
+        result
+    }
+
+    /// Whether the work is done, without waiting. An error when it failed.
+    pub fn is_signaled(&self) -> Result<bool> {
+        match self.wait(Some(Duration::ZERO)) {
+            Ok(()) => Ok(true),
+            Err(Error::Timeout) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A sync_file that signals when the work is done, for other drivers and for `poll`. [`Status::Unsupported`] over the socket.
+    pub fn export_sync_file(&self) -> Result<OwnedFd> {
+        match &self.sent.completion {
+            Completion::SyncFile(fd) => {
+                fd.try_clone().map_err(|error| Error::Io {
+                    what: "dup of a sync_file".to_owned(),
+                    errno: error.raw_os_error().unwrap_or(0),
+                })
+            }
+            Completion::Tag(_) => {
+                Err(Error::status_of(Status::Unsupported, "sync_file over a socket"))
+            }
+        }
+    }
+}
+
+impl Drop for Fence {
+    fn drop(&mut self) {
+        self.session.forget(&self.sent);
+    }
+}

@@ -1,0 +1,62 @@
+//! Guest library of hostblob: host-visible GPU memory for drivers in a virtual machine, in Rust and C.
+//!
+//! ```no_run
+//! use hostblob_guest::{AllocateInfo, Device, OpenOptions};
+//!
+//! # fn main() -> hostblob_guest::Result<()> {
+//! let device = Device::open(&OpenOptions::default())?;
+//! println!("{}", device.capabilities().device_name);
+//! let a = device.allocate(&AllocateInfo::new(1 << 20))?;
+//! let b = device.allocate(&AllocateInfo::new(1 << 20).dedicated().name("readback"))?;
+//! a.write(0, b"written by the guest")?;
+//! device.copy(&a, 0, &b, 0, 1 << 20)?.wait(None)?;
+//! let mut bytes = [0; 20];
+//! b.read(0, &mut bytes)?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! | module | answers the question |
+//! |---|---|
+//! | `device`, `memory`, `fence`, `blob` | what can a driver call? |
+//! | `pool` | how do small requests cost no command? |
+//! | `session`, `ledger` | how is the host asked, and where does it answer? |
+//! | `transport` | how do commands get there: render node, or a socket without a VM? |
+//! | `region` | who touches mapped bytes? |
+//! | `ffi` | the same in C: `hostblob_guest.h` |
+//!
+//! Environment: [`ENV_SOCKET`] picks a socket, [`ENV_RENDER_NODE`] a node; [`ENV_LOG`] makes the C library log to stderr.
+//!
+//! `unsafe` is in `region` (mapped memory), `transport::drm` (ioctls), `pool` (an address that crosses threads) and `ffi`.
+
+mod blob;
+mod device;
+mod error;
+mod fence;
+mod ledger;
+mod memory;
+mod options;
+mod pool;
+mod region;
+mod session;
+mod transport;
+
+pub use hostblob_capset as capset;
+pub use hostblob_protocol as protocol;
+
+pub use blob::Blob;
+pub use device::Device;
+pub use error::{Error, Result};
+pub use fence::Fence;
+pub use hostblob_capset::{Agreed, Capset};
+pub use hostblob_protocol::answers::Answer;
+pub use hostblob_protocol::request::{
+    Access, CacheMode, CreateFlags, MemoryRange, MemorySelector,
+};
+pub use hostblob_protocol::{Request, Status};
+pub use memory::{Memory, WHOLE_SIZE};
+pub use options::{
+    AllocateInfo, BlobInfo, Budget, DEDICATED_ABOVE, ENV_LOG, ENV_RENDER_NODE, ENV_SOCKET,
+    BLOCK_GRANULE, Endpoint, MapInfo, OpenOptions, PoolOptions, Statistics,
+};
+pub use transport::TransportKind;

@@ -1,0 +1,323 @@
+//! Memory: what the caller allocated, wherever it lies.
+
+use std::os::fd::OwnedFd;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use hostblob_capset::{Cache, MemoryType};
+use hostblob_protocol::Status;
+use hostblob_protocol::request::{
+    BindClientId, CacheMode, Flush, Free, Invalidate, Map, MemoryRange, Unmap, request_bit,
+};
+use parking_lot::RwLock;
+
+use crate::blob::Blob;
+use crate::error::{Error, Result};
+use crate::options::MapInfo;
+use crate::pool::Piece;
+use crate::region::Mapping;
+use crate::session::{Session, check};
+use crate::transport::BlobSpec;
+
+/// `VK_MEMORY_PROPERTY_HOST_COHERENT_BIT`.
+const HOST_COHERENT: u32 = 0x4;
+/// As a length: up to the end (`VK_WHOLE_SIZE`).
+pub const WHOLE_SIZE: u64 = u64::MAX;
+
+/// Memory of the host. Freed on drop; keeps the connection alive.
+///
+/// Callable from any thread. The caller orders accesses to the bytes, between its own threads and with host GPU work, as a Vulkan
+/// application does; work that uses the memory is done before it is dropped.
+#[derive(Debug)]
+pub struct Memory {
+    size: u64,
+    backing: Backing,
+}
+
+#[derive(Debug)]
+pub(crate) enum Backing {
+    /// A piece of a block.
+    Piece(Piece),
+    /// A blob of its own.
+    Own(Box<Own>),
+}
+
+/// Memory with a name of its own at the host.
+#[derive(Debug)]
+pub(crate) struct Own {
+    pub(crate) session: Arc<Session>,
+    /// 0 for imported memory.
+    pub(crate) client_id: u64,
+    pub(crate) memory_type: Option<u32>,
+    pub(crate) host_visible: bool,
+    pub(crate) shareable: bool,
+    pub(crate) bytes: u64,
+    pub(crate) life: Life,
+}
+
+/// How it came to be, and so how it ends.
+#[derive(Debug)]
+pub(crate) enum Life {
+    /// It belongs to its blob and dies with it: created with MAP_DIRECTLY, or imported.
+    WithBlob(Blob),
+    /// Created alone, bound to a blob while it is mapped or exported, freed by its name.
+    Named(RwLock<Option<Blob>>),
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        if let Life::Named(blob) = &mut self.life {
+            drop(blob.get_mut().take());
+            self.session.tell(&[Free { client_id: self.client_id }.into()]);
+        }
+    }
+}
+
+impl Own {
+    /// Runs `with` on the blob, which is made first where there is none.
+    fn with_blob<T>(&self, with: impl FnOnce(&Blob) -> Result<T>) -> Result<T> {
+        let slot = match &self.life {
+            Life::WithBlob(blob) => return with(blob),
+            Life::Named(slot) => slot,
+        };
+        if let Some(blob) = &*slot.read() {
+            return with(blob);
+        }
+        let mut slot = slot.write();
+        if slot.is_none() {
+            *slot = Some(self.bind()?);
+        }
+        match &*slot {
+            Some(blob) => with(blob),
+            None => Err(Error::Internal("a bound memory has no blob".to_owned())),
+        }
+    }
+
+    fn bind(&self) -> Result<Blob> {
+        self.session.needs(request_bit::BIND_CLIENT_ID, "bind memory to a blob")?;
+        let bind = BindClientId { client_id: self.client_id };
+        let spec = BlobSpec {
+            blob_id: self.client_id,
+            size: self.bytes,
+            mappable: self.host_visible,
+            shareable: self.shareable,
+            command: &[],
+        };
+        let what = "bind memory to a blob";
+        let (raw, mapping, _) = self.session.create_blob(spec, &[bind.into()], None, what)?;
+        Ok(Blob::new(self.session.clone(), raw, mapping))
+    }
+}
+
+impl Memory {
+    pub(crate) fn from_piece(piece: Piece, size: u64) -> Self {
+        Self { size, backing: Backing::Piece(piece) }
+    }
+
+    pub(crate) fn from_own(own: Own, size: u64) -> Self {
+        Self { size, backing: Backing::Own(Box::new(own)) }
+    }
+
+    /// Bytes, as asked for.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Index into the capset's types; `None` for imported memory.
+    pub fn memory_type(&self) -> Option<u32> {
+        match &self.backing {
+            Backing::Piece(piece) => Some(piece.memory_type()),
+            Backing::Own(own) => own.memory_type,
+        }
+    }
+
+    /// Whether it shares a blob with other memory of this process.
+    pub fn is_suballocated(&self) -> bool {
+        matches!(self.backing, Backing::Piece(_))
+    }
+
+    /// The name that the host knows it by, with others if [`Memory::is_suballocated`]; 0 for imported memory.
+    pub fn client_id(&self) -> u64 {
+        match &self.backing {
+            Backing::Piece(piece) => piece.client_id(),
+            Backing::Own(own) => own.client_id,
+        }
+    }
+
+    /// Its first byte within what [`Memory::client_id`] names.
+    pub fn offset(&self) -> u64 {
+        match &self.backing {
+            Backing::Piece(piece) => piece.offset(),
+            Backing::Own(_) => 0,
+        }
+    }
+
+    pub(crate) fn session(&self) -> &Arc<Session> {
+        match &self.backing {
+            Backing::Piece(piece) => piece.session(),
+            Backing::Own(own) => &own.session,
+        }
+    }
+
+    fn type_info(&self) -> Option<&MemoryType> {
+        let index = usize::try_from(self.memory_type()?).ok()?;
+        self.session().capset().types.get(index)
+    }
+
+    /// Where its bytes are: the same address until [`Memory::unmap`] or drop. Cheap to call again.
+    pub fn map(&self) -> Result<NonNull<u8>> {
+        match &self.backing {
+            Backing::Piece(piece) => Ok(piece.address()),
+            Backing::Own(own) => {
+                Self::must_be_visible(own)?;
+                own.with_blob(Blob::map)
+            }
+        }
+    }
+
+    /// [`Memory::map`], refused where the memory is not what the caller counts on.
+    pub fn map_with(&self, info: &MapInfo) -> Result<NonNull<u8>> {
+        let what = "map";
+        if info.access.is_empty() {
+            return Err(Error::invalid("access is empty"));
+        }
+        if let Some(memory_type) = self.type_info()
+            && !agrees(memory_type.cache, info.expected_cache)
+        {
+            return Err(Error::status_of(Status::CacheModeMismatch, what));
+        }
+        if let Backing::Own(own) = &self.backing
+            && own.client_id != 0
+            && own.session.agreed().requests & request_bit::MAP != 0
+        {
+            let MapInfo { expected_cache, access } = *info;
+            let map = Map { client_id: own.client_id, expected_cache, access };
+            check(&own.session.ask(&[map.into()], None)?, what)?;
+        }
+        self.map()
+    }
+
+    fn must_be_visible(own: &Own) -> Result<()> {
+        if own.host_visible {
+            return Ok(());
+        }
+        Err(Error::status_of(Status::NotMappable, "map"))
+    }
+
+    /// Gives the address range back; addresses from [`Memory::map`] end. The contents stay.
+    ///
+    /// Deferred memory leaves the window too. Suballocated memory stays where it is: this does nothing to it.
+    pub fn unmap(&self) {
+        let Backing::Own(own) = &self.backing else { return };
+        match &own.life {
+            Life::WithBlob(blob) => blob.unmap(),
+            Life::Named(slot) => {
+                let blob = slot.write().take();
+                let was_bound = blob.is_some();
+                drop(blob);
+                let said = own.session.agreed().requests & request_bit::UNMAP != 0;
+                if was_bound && said {
+                    let unmap = Unmap { client_id: own.client_id };
+                    own.session.tell(&[unmap.into()]);
+                }
+            }
+        }
+    }
+
+    /// The mapping, and where in it the memory starts.
+    fn mapping(&self) -> Result<(Mapping, u64)> {
+        match &self.backing {
+            Backing::Piece(piece) => Ok((piece.block_mapping()?, piece.offset())),
+            Backing::Own(own) => {
+                Self::must_be_visible(own)?;
+                Ok((own.with_blob(Blob::mapping)?, 0))
+            }
+        }
+    }
+
+    /// Copies `into.len()` bytes from `offset` on out of the memory.
+    pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<()> {
+        self.range(offset, into.len() as u64, "read")?;
+        let (mapping, start) = self.mapping()?;
+        mapping.read(start + offset, into)
+    }
+
+    /// Copies bytes into the memory.
+    pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.range(offset, bytes.len() as u64, "write")?;
+        let (mapping, start) = self.mapping()?;
+        mapping.write(start + offset, bytes)
+    }
+
+    /// Makes CPU writes visible to the host GPU (`vkFlushMappedMemoryRanges`). Nothing to do on coherent types.
+    pub fn flush(&self, offset: u64, length: u64) -> Result<()> {
+        match self.atoms(offset, length, request_bit::FLUSH, "flush")? {
+            Some(range) => {
+                check(&self.session().ask(&[Flush { range }.into()], None)?, "flush")
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Makes host GPU writes visible to the CPU (`vkInvalidateMappedMemoryRanges`). Nothing to do on coherent types.
+    pub fn invalidate(&self, offset: u64, length: u64) -> Result<()> {
+        match self.atoms(offset, length, request_bit::INVALIDATE, "invalidate")? {
+            Some(range) => {
+                check(&self.session().ask(&[Invalidate { range }.into()], None)?, "invalidate")
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The range in whole atoms, for a type that is not coherent.
+    fn atoms(
+        &self,
+        offset: u64,
+        length: u64,
+        bit: u64,
+        what: &'static str,
+    ) -> Result<Option<MemoryRange>> {
+        let range = self.range(offset, length, what)?;
+        let coherent = self.type_info().is_none_or(|t| t.property_flags & HOST_COHERENT != 0);
+        if coherent || range.length == 0 {
+            return Ok(None);
+        }
+        self.session().needs(bit, what)?;
+        // Blocks are cut at atoms and blobs end at pages, so whole atoms lie in what is ours.
+        let atom = u64::from(self.session().capset().non_coherent_atom_size.max(1));
+        let start = range.offset - range.offset % atom;
+        let end = range.offset.saturating_add(range.length).next_multiple_of(atom);
+        Ok(Some(MemoryRange { offset: start, length: end - start, ..range }))
+    }
+
+    /// The range as the host names it, checked against this memory. [`WHOLE_SIZE`] reaches to the end.
+    pub(crate) fn range(&self, offset: u64, length: u64, what: &str) -> Result<MemoryRange> {
+        let left = self.size.checked_sub(offset);
+        let length = match (length, left) {
+            (WHOLE_SIZE, Some(left)) => left,
+            _ => length,
+        };
+        if left.is_none_or(|left| length > left) {
+            return Err(Error::status_of(Status::OutOfRange, what));
+        }
+        Ok(MemoryRange { client_id: self.client_id(), offset: self.offset() + offset, length })
+    }
+
+    /// A dma-buf of the memory, which must have been allocated shareable. [`Status::Unsupported`] over the socket.
+    pub fn export_dma_buf(&self) -> Result<OwnedFd> {
+        match &self.backing {
+            Backing::Own(own) if own.shareable => own.with_blob(Blob::export_dma_buf),
+            _ => Err(Error::status_of(Status::FlagsMismatch, "export of memory not shareable")),
+        }
+    }
+}
+
+/// Whether memory of this cache mode is what was expected.
+pub(crate) fn agrees(cache: Cache, expected: CacheMode) -> bool {
+    match expected {
+        CacheMode::Any => true,
+        CacheMode::Cached => cache == Cache::Cached,
+        CacheMode::Uncached => cache == Cache::Uncached,
+        CacheMode::WriteCombined => cache == Cache::WriteCombined,
+    }
+}

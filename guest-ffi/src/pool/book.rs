@@ -1,0 +1,274 @@
+//! Which bytes of which block are taken. Pure bookkeeping: no memory, no host, no lock.
+//!
+//! Blocks are cut in units of [`UNIT`] bytes by `offset-allocator`. An empty block is given back when another empty one is there to
+//! serve the next request, so that a lone allocate-and-free pair never asks the host for anything.
+
+use offset_allocator::{Allocation, Allocator};
+
+/// Every allocation starts at a multiple of it, in bytes (`minMemoryMapAlignment` of every Vulkan driver we know).
+pub(crate) const UNIT: u64 = 64;
+/// One allocation per this many bytes of a block: bounds the bookkeeping to some 3 % of the block.
+const BYTES_PER_NODE: u64 = 1024;
+/// Nodes of the smallest block.
+const LEAST_NODES: u32 = 1024;
+
+/// An allocation, until [`Book::free`].
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    block: usize,
+    allocation: Allocation,
+    units: u32,
+}
+
+impl std::fmt::Debug for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Place({}: {}+{})", self.block, self.allocation.offset, self.units)
+    }
+}
+
+struct Block<T> {
+    space: Allocator,
+    free_units: u32,
+    units: u32,
+    payload: T,
+}
+
+/// The blocks of one list. `T` is what a block is to the caller.
+pub(crate) struct Book<T> {
+    /// Holes keep the indices of [`Place`]s true.
+    blocks: Vec<Option<Block<T>>>,
+    /// Where the last request fitted.
+    recent: usize,
+    live: u64,
+    live_units: u64,
+}
+
+impl<T> Default for Book<T> {
+    fn default() -> Self {
+        Self { blocks: Vec::new(), recent: 0, live: 0, live_units: 0 }
+    }
+}
+
+fn units(bytes: u64) -> Option<u32> {
+    u32::try_from(bytes.div_ceil(UNIT)).ok()
+}
+
+impl<T> Block<T> {
+    /// Offset in units.
+    fn allocate(&mut self, units: u32, alignment: u32) -> Option<(u32, Allocation, u32)> {
+        if units > self.free_units {
+            return None;
+        }
+        let allocation = self.space.allocate(units)?;
+        if allocation.offset.is_multiple_of(alignment) {
+            self.free_units -= units;
+            return Some((allocation.offset, allocation, units));
+        }
+        self.space.free(allocation);
+        let padded = units.checked_add(alignment - 1).filter(|&padded| padded <= self.free_units)?;
+        let allocation = self.space.allocate(padded)?;
+        self.free_units -= padded;
+        Some((allocation.offset.next_multiple_of(alignment), allocation, padded))
+    }
+}
+
+impl<T> Book<T> {
+    /// Takes `size` bytes at a multiple of `alignment` (a power of two) of some block: where, at which byte of which block.
+    /// `None` when no block has room.
+    pub(crate) fn allocate(&mut self, size: u64, alignment: u64) -> Option<(Place, u64, &T)> {
+        let (wanted, alignment) = (units(size.max(1))?, units(alignment.max(1))?);
+        let count = self.blocks.len();
+        let (index, offset, allocation, units) =
+            (0..count).map(|step| (self.recent + step) % count).find_map(|index| {
+                let block = self.blocks.get_mut(index)?.as_mut()?;
+                let (offset, allocation, units) = block.allocate(wanted, alignment)?;
+                Some((index, offset, allocation, units))
+            })?;
+        self.recent = index;
+        self.live += 1;
+        self.live_units += u64::from(units);
+        let payload = &self.blocks.get(index)?.as_ref()?.payload;
+        Some((Place { block: index, allocation, units }, u64::from(offset) * UNIT, payload))
+    }
+
+    /// Adds a block of `size` bytes. `None`, and the payload is dropped, where it is too large to be cut.
+    pub(crate) fn add(&mut self, size: u64, payload: T) -> Option<()> {
+        let units = u32::try_from(size / UNIT).ok()?;
+        let nodes = u32::try_from(size / BYTES_PER_NODE).ok()?.max(LEAST_NODES);
+        let space = Allocator::with_max_allocs(units, nodes);
+        let block = Block { space, free_units: units, units, payload };
+        let hole = self.blocks.iter().position(Option::is_none);
+        self.recent = hole.unwrap_or(self.blocks.len());
+        match hole.and_then(|hole| self.blocks.get_mut(hole)) {
+            Some(slot) => *slot = Some(block),
+            None => self.blocks.push(Some(block)),
+        }
+        Some(())
+    }
+
+    /// Gives an allocation back, and returns the payload of a block that is no longer needed.
+    pub(crate) fn free(&mut self, place: Place) -> Option<T> {
+        let block = self.blocks.get_mut(place.block)?.as_mut()?;
+        block.space.free(place.allocation);
+        block.free_units += place.units;
+        let empty = block.free_units == block.units;
+        self.live -= 1;
+        self.live_units -= u64::from(place.units);
+        if !empty {
+            return None;
+        }
+        let is_empty = |block: &Block<T>| block.free_units == block.units;
+        let empty_ones = self.blocks.iter().flatten().filter(|block| is_empty(block)).count();
+        if empty_ones <= 1 {
+            return None;
+        }
+        // Of two empty ones the smaller goes: it is the worse guess at what comes next.
+        let (smallest, _) = self
+            .blocks
+            .iter()
+            .enumerate()
+            .filter_map(|(index, block)| Some((index, block.as_ref()?)))
+            .filter(|(_, block)| is_empty(block))
+            .min_by_key(|(_, block)| block.units)?;
+        Some(self.blocks.get_mut(smallest)?.take()?.payload)
+    }
+
+    /// What the block of a live allocation is to the caller.
+    pub(crate) fn payload(&self, place: &Place) -> Option<&T> {
+        Some(&self.blocks.get(place.block)?.as_ref()?.payload)
+    }
+
+    /// Blocks that live, and their bytes.
+    pub(crate) fn blocks(&self) -> (u64, u64) {
+        let live = self.blocks.iter().flatten();
+        live.fold((0, 0), |(count, bytes), b| (count + 1, bytes + u64::from(b.units) * UNIT))
+    }
+
+    /// Allocations that live, and their bytes, alignment included.
+    pub(crate) fn live(&self) -> (u64, u64) {
+        (self.live, self.live_units * UNIT)
+    }
+
+    /// Takes every empty block out.
+    #[cfg(test)]
+    fn trim(&mut self) -> Vec<T> {
+        let is_empty = |block: &Option<Block<T>>| {
+            block.as_ref().is_some_and(|block| block.free_units == block.units)
+        };
+        let empty = self.blocks.iter_mut().filter(|block| is_empty(block));
+        empty.filter_map(Option::take).map(|block| block.payload).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn one_empty_block_stays_and_the_smaller_of_two_goes() {
+        let mut book = Book::default();
+        book.add(2 * MIB, 'a').unwrap();
+        let (first, ..) = book.allocate(2 * MIB, 1).unwrap();
+        book.add(4 * MIB, 'b').unwrap();
+        let (second, offset, payload) = book.allocate(3 * MIB, 1).unwrap();
+        assert_eq!((offset, *payload), (0, 'b'));
+        assert_eq!(book.free(second), None, "the only empty one");
+        assert_eq!(book.free(first), Some('a'));
+        assert_eq!(book.blocks(), (1, 4 * MIB));
+        assert_eq!(book.live(), (0, 0));
+        assert_eq!(book.trim(), ['b']);
+    }
+
+    #[test]
+    fn whole_blocks_and_nothing_are_sizes_too() {
+        let mut book = Book::default();
+        assert!(book.allocate(64, 1).is_none());
+        book.add(2 * MIB, ()).unwrap();
+        assert!(book.allocate(2 * MIB + 1, 1).is_none());
+        assert!(book.allocate(u64::MAX, 1).is_none());
+        let (place, ..) = book.allocate(2 * MIB, 4096).unwrap();
+        assert!(book.allocate(1, 1).is_none());
+        book.free(place);
+        assert!(book.allocate(1, 1).is_some());
+    }
+
+    #[test]
+    fn nodes_run_out_as_an_error() {
+        let mut book = Book::default();
+        book.add(64 * 1024, ()).unwrap();
+        let places: Vec<_> = std::iter::from_fn(|| book.allocate(64, 64).map(|(p, ..)| p)).collect();
+        assert!(places.len() > 900, "{}", places.len());
+        for place in places {
+            book.free(place);
+        }
+        assert_eq!(book.live(), (0, 0));
+        assert!(book.allocate(64 * 1024, 1).is_some(), "merged again");
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Allocate(u64, u32),
+        Free(prop::sample::Index),
+        Grow(u64),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            6 => (1..200_000_u64, 0..=12_u32).prop_map(|(size, shift)| Step::Allocate(size, shift)),
+            4 => any::<prop::sample::Index>().prop_map(Step::Free),
+            1 => (1..=4_u64).prop_map(|granules| Step::Grow(granules * MIB / 2)),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        /// Against a list of ranges: none overlap, all are aligned and inside, and when all are free, all is free.
+        #[test]
+        fn agrees_with_a_list_of_ranges(steps in prop::collection::vec(step(), 1..200)) {
+            let mut book = Book::default();
+            let mut sizes = Vec::new();
+            let mut live: Vec<(Place, usize, u64, u64)> = Vec::new();
+            for step in steps {
+                match step {
+                    Step::Grow(size) => {
+                        book.add(size, sizes.len()).unwrap();
+                        sizes.push(size);
+                    }
+                    Step::Allocate(size, shift) => {
+                        let alignment = 1 << shift;
+                        let Some((place, offset, &block)) = book.allocate(size, alignment) else {
+                            continue;
+                        };
+                        prop_assert!(offset.is_multiple_of(alignment.max(UNIT)));
+                        prop_assert!(offset + size <= sizes[block]);
+                        prop_assert_eq!(book.payload(&place), Some(&block));
+                        for (_, other, start, length) in &live {
+                            let apart = *other != block || offset + size <= *start || start + length <= offset;
+                            prop_assert!(apart, "{block}: {offset}+{size} and {start}+{length}");
+                        }
+                        live.push((place, block, offset, size));
+                    }
+                    Step::Free(index) if !live.is_empty() => {
+                        let (place, ..) = live.swap_remove(index.index(live.len()));
+                        if let Some(gone) = book.free(place) {
+                            prop_assert!(live.iter().all(|(_, block, ..)| *block != gone));
+                        }
+                    }
+                    Step::Free(_) => {}
+                }
+                prop_assert_eq!(book.live().0, live.len() as u64);
+                prop_assert!(book.live().1 >= live.iter().map(|(.., size)| size).sum());
+            }
+            for (place, ..) in live {
+                book.free(place);
+            }
+            prop_assert_eq!(book.live(), (0, 0));
+            book.trim();
+            prop_assert_eq!(book.blocks(), (0, 0));
+        }
+    }
+}

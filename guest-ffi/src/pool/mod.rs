@@ -1,0 +1,275 @@
+//! Small requests, served from large blobs without asking the host.
+//!
+//! | module | answers the question |
+//! |---|---|
+//! | [`book`] | which bytes of which block are taken? |
+//! | this one | which list does a thread use, and where do blocks come from? |
+//!
+//! Each memory type has several lists (shards), each behind its own lock. All threads begin on the first; one that keeps finding a
+//! list locked moves on to the next, so a program with one thread has one list, and threads that compete get one each. A
+//! block is made with no list locked: frees and other threads' requests go on meanwhile.
+
+pub(crate) mod book;
+
+use std::cell::Cell;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use hostblob_protocol::Status;
+use hostblob_protocol::request::{CacheMode, Create, CreateFlags, MemorySelector};
+use parking_lot::Mutex;
+
+use crate::blob::Blob;
+use crate::error::{Error, Result};
+use crate::options::{BLOCK_GRANULE, PoolOptions, Statistics};
+use crate::region::Mapping;
+use crate::session::Session;
+use crate::transport::BlobSpec;
+use book::{Book, Place, UNIT};
+
+/// Most lists per memory type.
+const MOST_SHARDS: usize = 8;
+/// A thread that has found its list locked this often moves on.
+const PATIENCE: u32 = 16;
+
+thread_local! {
+    /// This thread's list, and how often it found it locked.
+    static HOME: Cell<(usize, u32)> = const { Cell::new((0, 0)) };
+}
+
+/// A blob that is cut in pieces.
+#[derive(Debug)]
+pub(crate) struct Block {
+    client_id: u64,
+    mapping: Mapping,
+    /// Owns the bytes; `mapping` is into it.
+    _blob: Blob,
+}
+
+/// One list of blocks. Keeps the session alive, and is kept alive by the memories from it.
+pub(crate) struct Shard {
+    session: Arc<Session>,
+    memory_type: u32,
+    book: Mutex<Book<Block>>,
+    /// Held while a block is made.
+    growing: Mutex<Growth>,
+}
+
+impl std::fmt::Debug for Shard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shard").field("memory_type", &self.memory_type).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug)]
+struct Growth {
+    next: u64,
+    largest: u64,
+}
+
+/// A piece of a block. Given back on drop.
+#[derive(Debug)]
+pub(crate) struct Piece {
+    shard: Arc<Shard>,
+    place: Place,
+    client_id: u64,
+    offset: u64,
+    address: NonNull<u8>,
+}
+
+// SAFETY: `address` is an address in memory that belongs to no thread, and is only given out, never dereferenced here.
+unsafe impl Send for Piece {}
+// SAFETY: as above; nothing of a `Piece` changes while it lives.
+unsafe impl Sync for Piece {}
+
+impl Piece {
+    pub(crate) fn session(&self) -> &Arc<Session> {
+        &self.shard.session
+    }
+
+    pub(crate) fn memory_type(&self) -> u32 {
+        self.shard.memory_type
+    }
+
+    pub(crate) fn client_id(&self) -> u64 {
+        self.client_id
+    }
+
+    /// In the block's memory.
+    pub(crate) fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    pub(crate) fn address(&self) -> NonNull<u8> {
+        self.address
+    }
+
+    /// The block's mapping, in which this piece starts at [`Piece::offset`].
+    pub(crate) fn block_mapping(&self) -> Result<Mapping> {
+        let book = self.shard.book.lock();
+        let block = book.payload(&self.place);
+        block
+            .map(|block| block.mapping.clone())
+            .ok_or_else(|| Error::Internal("a live piece has no block".to_owned()))
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        let unused = self.shard.book.lock().free(self.place);
+        // Destroyed with the list unlocked: it talks to the device.
+        drop(unused);
+    }
+}
+
+impl Shard {
+    fn piece(self: &Arc<Self>, book: &mut Book<Block>, size: u64, alignment: u64) -> Option<Piece> {
+        let (place, offset, block) = book.allocate(size, alignment)?;
+        let client_id = block.client_id;
+        let Some(address) = block.mapping.address_of(offset) else {
+            book.free(place);
+            return None;
+        };
+        Some(Piece { shard: self.clone(), place, client_id, offset, address })
+    }
+
+    /// Makes a block and takes a piece of it, unless another thread has made one meanwhile.
+    fn grow(self: &Arc<Self>, size: u64, alignment: u64) -> Result<Piece> {
+        let mut growth = self.growing.lock();
+        if let Some(piece) = self.piece(&mut self.book.lock(), size, alignment) {
+            return Ok(piece);
+        }
+        let least = size
+            .checked_next_multiple_of(BLOCK_GRANULE)
+            .ok_or_else(|| Error::status_of(Status::OutOfHostMemory, "allocate"))?;
+        let mut bytes = growth.next.max(least);
+        let block = loop {
+            match self.make_block(bytes) {
+                Ok(block) => break block,
+                // The context may not have, or the window not hold, a block as large as we would like.
+                Err(error) if bytes > least && is_shortage(&error) => {
+                    bytes = (bytes / 2).next_multiple_of(BLOCK_GRANULE).max(least);
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        growth.next = bytes.saturating_mul(2).min(growth.largest).max(growth.next);
+        let mut book = self.book.lock();
+        let piece = book.add(bytes, block).and_then(|()| self.piece(&mut book, size, alignment));
+        piece.ok_or_else(|| Error::Internal(format!("{size} bytes do not fit {bytes}")))
+    }
+
+    fn make_block(&self, size: u64) -> Result<Block> {
+        let client_id = self.session.reserve_client_id();
+        let create = Create {
+            client_id,
+            size,
+            memory: MemorySelector::Index(self.memory_type),
+            flags: CreateFlags::HOST_VISIBLE | CreateFlags::MAP_DIRECTLY,
+            alignment: 0,
+            expected_cache: CacheMode::Any,
+        };
+        let spec =
+            BlobSpec { blob_id: client_id, size, mappable: true, shareable: false, command: &[] };
+        let what = "allocation of a block";
+        let (raw, mapping, _) =
+            self.session.create_blob(spec, &[create.into()], Some("hostblob block"), what)?;
+        let blob = Blob::new(self.session.clone(), raw, mapping);
+        Ok(Block { client_id, mapping: blob.mapping()?, _blob: blob })
+    }
+}
+
+/// Whether less might be granted.
+fn is_shortage(error: &Error) -> bool {
+    matches!(
+        error.status(),
+        Some(
+            Status::OutOfHostMemory
+                | Status::OutOfDeviceMemory
+                | Status::ContextQuotaExceeded
+                | Status::DeviceQuotaExceeded
+                | Status::WindowExhausted
+                | Status::NotMappable
+        )
+    )
+}
+
+/// The lists of one memory type.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    shards: Vec<Arc<Shard>>,
+}
+
+impl Pool {
+    pub(crate) fn new(session: &Arc<Session>, memory_type: u32, options: &PoolOptions) -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let count = if options.shards == 0 { processors } else { options.shards };
+        let most = session.capset().limits.max_blob_size / BLOCK_GRANULE * BLOCK_GRANULE;
+        let block = |size: u64| {
+            let size = size.max(1).checked_next_multiple_of(BLOCK_GRANULE).unwrap_or(most);
+            size.min(most.max(BLOCK_GRANULE))
+        };
+        let shard = |_| {
+            Arc::new(Shard {
+                session: session.clone(),
+                memory_type,
+                book: Mutex::default(),
+                growing: Mutex::new(Growth {
+                    next: block(options.first_block),
+                    largest: block(options.largest_block),
+                }),
+            })
+        };
+        Self { shards: (0..count.clamp(1, MOST_SHARDS)).map(shard).collect() }
+    }
+
+    /// Memory of `size` bytes at a multiple of `alignment`, a power of two.
+    pub(crate) fn allocate(&self, size: u64, alignment: u64) -> Result<Piece> {
+        let atom = self.shards.first().map_or(1, |shard| {
+            u64::from(shard.session.capset().non_coherent_atom_size.max(1))
+        });
+        // Neighbours never share an atom: flushing one must not write back stale bytes of the other.
+        let size = size
+            .checked_next_multiple_of(atom)
+            .ok_or_else(|| Error::status_of(Status::OutOfHostMemory, "allocate"))?;
+        let alignment = alignment.max(UNIT).max(atom.next_power_of_two());
+        let (home, locked) = HOME.get();
+        let shard = self
+            .shards
+            .get(home % self.shards.len().max(1))
+            .ok_or_else(|| Error::Internal("a pool without lists".to_owned()))?;
+        let book = shard.book.try_lock();
+        if book.is_none() {
+            HOME.set(if locked < PATIENCE { (home, locked + 1) } else { (home + 1, 0) });
+        }
+        let mut book = book.unwrap_or_else(|| shard.book.lock());
+        if let Some(piece) = shard.piece(&mut book, size, alignment) {
+            return Ok(piece);
+        }
+        let is_new = book.blocks().0 == 0;
+        drop(book);
+        // A list without blocks was chosen to get some; one with blocks makes more only when the others are full too.
+        if !is_new && let Some(piece) = self.take_from_any(size, alignment) {
+            return Ok(piece);
+        }
+        shard.grow(size, alignment).or_else(|error| match is_shortage(&error) {
+            true => self.take_from_any(size, alignment).ok_or(error),
+            false => Err(error),
+        })
+    }
+
+    fn take_from_any(&self, size: u64, alignment: u64) -> Option<Piece> {
+        self.shards.iter().find_map(|shard| shard.piece(&mut shard.book.lock(), size, alignment))
+    }
+
+    pub(crate) fn count(&self, into: &mut Statistics) {
+        for shard in &self.shards {
+            let book = shard.book.lock();
+            let ((blocks, block_bytes), (live, live_bytes)) = (book.blocks(), book.live());
+            into.blocks += blocks;
+            into.block_bytes += block_bytes;
+            into.suballocations += live;
+            into.suballocated_bytes += live_bytes;
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! How requests reach the device: one interface, two ways.
+//!
+//! | module | way |
+//! |---|---|
+//! | [`drm`] | the guest kernel's virtio-gpu driver, through a render node |
+//! | [`socket`] | the same virtio-gpu commands to a `hostblobd --local-socket` |
+//!
+//! A transport knows virtio-gpu and nothing of hostblob's requests: commands are bytes to it.
+
+pub(crate) mod drm;
+pub(crate) mod socket;
+
+use std::fmt::Debug;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use crate::error::Result;
+use crate::region::Mapping;
+
+/// How a device is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TransportKind {
+    /// A DRM render node of the guest kernel.
+    Drm,
+    /// The Unix socket of a `hostblobd --local-socket`.
+    Socket,
+}
+
+/// The context's timeline of requests that the host answers as soon as it reads them.
+pub(crate) const RING_REQUESTS: u8 = 0;
+/// The context's timeline of host GPU work.
+pub(crate) const RING_GPU: u8 = 1;
+/// Timelines that a context is created with.
+pub(crate) const RING_COUNT: u8 = 2;
+
+/// A blob to create. It is `HOST3D`, always.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BlobSpec<'a> {
+    pub(crate) blob_id: u64,
+    pub(crate) size: u64,
+    pub(crate) mappable: bool,
+    pub(crate) shareable: bool,
+    /// Executed by the host just before the creation; empty for none.
+    pub(crate) command: &'a [u8],
+}
+
+/// A blob that exists, until [`Transport::destroy_blob`]. Not `Clone`: it has one owner.
+#[derive(Debug)]
+pub(crate) struct RawBlob {
+    /// GEM handle; 0 over the socket.
+    pub(crate) handle: u32,
+    pub(crate) resource_id: u32,
+    pub(crate) size: u64,
+    /// Where the daemon put it in the window; `None` where it is not mapped, and on DRM, where the kernel knows.
+    pub(crate) window_offset: Option<u64>,
+}
+
+/// Host work that will be done.
+#[derive(Debug)]
+pub(crate) enum Completion {
+    /// Readable when it is.
+    SyncFile(OwnedFd),
+    /// The response to the command of this tag.
+    Tag(u64),
+}
+
+/// A way to the device. Callable from any thread.
+pub(crate) trait Transport: Send + Sync + Debug {
+    fn kind(&self) -> TransportKind;
+
+    /// The capset's bytes.
+    fn read_capset(&self) -> Result<Vec<u8>>;
+
+    /// Creates a blob, and maps it into the window where it is mappable. An error may come here or, on DRM, first in
+    /// [`Transport::map_blob`].
+    fn create_blob(&self, spec: &BlobSpec<'_>) -> Result<RawBlob>;
+
+    /// Maps a mappable blob into this process.
+    fn map_blob(&self, blob: &RawBlob) -> Result<Mapping>;
+
+    /// Gives the blob back. Mappings of it that are left keep it alive on DRM and must not be used over the socket.
+    fn destroy_blob(&self, blob: &RawBlob);
+
+    /// Sends a command and waits for nothing.
+    fn submit(&self, command: &[u8]) -> Result<()>;
+
+    /// Sends a command whose completion is told on that ring.
+    fn submit_fenced(&self, command: &[u8], ring: u8) -> Result<Completion>;
+
+    /// Whether it was done before `deadline`; `None` waits as long as the device lives. May be called again after it returned true.
+    fn wait(&self, completion: &Completion, deadline: Option<Instant>) -> Result<bool>;
+
+    /// Nobody will wait for it any more.
+    fn forget(&self, completion: &Completion);
+
+    /// Takes in what the device has sent, so that it is never stopped by us. Fails when the device is lost.
+    fn pump(&self) -> Result<()>;
+
+    /// After this time without a response, the device counts as lost.
+    fn timeout(&self) -> Duration;
+
+    /// A dma-buf of the blob.
+    fn export_dma_buf(&self, blob: &RawBlob) -> Result<OwnedFd>;
+
+    /// The blob of a dma-buf.
+    fn import_dma_buf(&self, fd: BorrowedFd<'_>) -> Result<RawBlob>;
+}
