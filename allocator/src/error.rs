@@ -83,11 +83,12 @@ pub enum Error {
         /// Of the memory.
         memory: u64,
     },
-    /// The memory has a blob already, or was not bound before the blob was created.
-    #[error(
-        "client id {0:#x} is bound to a blob already, or was created for binding and not bound"
-    )]
-    Binding(u64),
+    /// The memory has a blob already, or is about to.
+    #[error("client id {0:#x} is bound to a blob already")]
+    Bound(u64),
+    /// The memory was created without MAP_DIRECTLY, and BIND_CLIENT_ID did not come before the blob.
+    #[error("client id {0:#x} was created for binding and is not bound")]
+    NotBound(u64),
     /// The guest cannot map it.
     #[error("the memory cannot be mapped: {0}")]
     NotMappable(&'static str),
@@ -152,6 +153,7 @@ impl Error {
             | Error::AlreadyMapped(_)
             | Error::NotMapped(_)
             | Error::Orphaned(_)
+            | Error::NotBound(_)
             | Error::SizeMismatch { .. } => Status::InvalidArgument,
             Error::TooManyContexts(_) | Error::TooManyObjects(_) => Status::TooManyObjects,
             Error::UnknownClientId(_) => Status::UnknownClientId,
@@ -159,7 +161,7 @@ impl Error {
             Error::NoMemoryType(_) => Status::InvalidMemoryType,
             Error::CacheMode { .. } => Status::CacheModeMismatch,
             Error::Flags { .. } => Status::FlagsMismatch,
-            Error::Binding(_) => Status::AlreadyBound,
+            Error::Bound(_) => Status::AlreadyBound,
             Error::NotMappable(_) => Status::NotMappable,
             Error::Place(_) | Error::Occupied { .. } => Status::WindowExhausted,
             Error::Range { .. } => Status::OutOfRange,

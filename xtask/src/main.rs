@@ -1,2 +1,90 @@
-//! Under construction.
-fn main() {}
+//! `cargo xtask`: set-up, demo, tests and virtual machines of hostblob.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use xtask::command::{DaemonFlags, demo, setup, test, vm};
+
+/// Set-up, demo, tests and virtual machines of hostblob.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show the main job: a guest process maps host GPU memory
+    Demo {
+        #[command(flatten)]
+        daemon: DaemonFlags,
+        /// The same over the local socket, without a virtual machine
+        #[arg(long)]
+        no_vm: bool,
+    },
+    /// Run every check and every test
+    Test(test::Flags),
+    /// Run something of your own in the guest
+    #[command(subcommand)]
+    Vm(VmCommand),
+    /// Install what the other commands need, and nothing else
+    Setup,
+}
+
+#[derive(Debug, Subcommand)]
+enum VmCommand {
+    /// A static program, against a fresh hostblobd
+    Run {
+        #[command(flatten)]
+        daemon: DaemonFlags,
+        /// The program
+        program: String,
+        /// Its arguments
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// A shell
+    Shell {
+        #[command(flatten)]
+        daemon: DaemonFlags,
+    },
+}
+
+fn main() -> ExitCode {
+    let command = Cli::parse().command;
+    if let Command::Demo { daemon, no_vm } = &command {
+        return match demo::run(daemon, *no_vm) {
+            Ok(()) => {
+                println!("demo: PASS");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                println!("demo: FAIL - {error:#}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    match run(&command) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: &Command) -> Result<u8> {
+    match command {
+        Command::Demo { daemon, no_vm } => demo::run(daemon, *no_vm).map(|()| 0),
+        Command::Test(flags) => test::run(flags).map(|()| 0),
+        Command::Setup => setup::run().map(|()| 0),
+        Command::Vm(VmCommand::Run {
+            daemon,
+            program,
+            arguments,
+        }) => vm::run(daemon, program, arguments),
+        Command::Vm(VmCommand::Shell { daemon }) => vm::shell(daemon).map(|()| 0),
+    }
+}

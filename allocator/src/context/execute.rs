@@ -287,7 +287,7 @@ impl Guest {
         let key = self.named(context, request.client_id)?;
         let memory = self.memory_mut(key, request.client_id)?;
         if memory.binding != Binding::Unbound {
-            return Err(Error::Binding(request.client_id));
+            return Err(Error::Bound(request.client_id));
         }
         if !memory.flags.contains(CreateFlags::HOST_VISIBLE) {
             return Err(Error::NotMappable("it was created without HOST_VISIBLE"));
@@ -331,11 +331,28 @@ impl Guest {
         Ok(NOTHING)
     }
 
-    /// Window memory is plain cached memory that the host GPU snoops or imports as coherent, so there is nothing to do but
-    /// to check.
+    /// Every type that is offered is coherent (`vkFlushMappedMemoryRanges` has no work to do), so there is nothing but to
+    /// check, as the Vulkan specification words it: multiples of `nonCoherentAtomSize`, or up to the end.
     fn check_range(&mut self, context: u32, range: &MemoryRange) -> Result<Details, Error> {
         let memory = self.memory(self.named(context, range.client_id)?, range.client_id)?;
-        memory.slice(range.offset, range.length)?;
+        let slice = memory.slice(range.offset, range.length)?;
+        let atom = u64::from(self.host.capset.non_coherent_atom_size);
+        let to_the_end = slice.offset.saturating_add(slice.length) == memory.size;
+        let expected = "a multiple of nonCoherentAtomSize";
+        if !slice.offset.is_multiple_of(atom) {
+            return Err(Error::Argument {
+                field: "offset",
+                value: slice.offset,
+                expected,
+            });
+        }
+        if !slice.length.is_multiple_of(atom) && !to_the_end {
+            return Err(Error::Argument {
+                field: "length",
+                value: slice.length,
+                expected,
+            });
+        }
         Ok(NOTHING)
     }
 

@@ -112,8 +112,10 @@ impl Guest {
             .get(&spec.blob_id)
             .ok_or(unknown.clone())?;
         let memory = self.memories.get_mut(&key).ok_or(unknown)?;
-        if memory.binding != Binding::Ready {
-            return Err(Error::Binding(spec.blob_id));
+        match memory.binding {
+            Binding::Ready => {}
+            Binding::Unbound => return Err(Error::NotBound(spec.blob_id)),
+            Binding::Bound(_) => return Err(Error::Bound(spec.blob_id)),
         }
         if memory.size != spec.size {
             return Err(Error::SizeMismatch {

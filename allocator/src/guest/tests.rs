@@ -344,7 +344,7 @@ fn a_blob_must_agree_with_its_memory() {
         resource_id: 5,
         ..good
     };
-    assert_eq!(fixture.guest.create_blob(1, &twice), Err(Error::Binding(9)));
+    assert_eq!(fixture.guest.create_blob(1, &twice), Err(Error::Bound(9)));
 }
 
 #[test]
@@ -425,7 +425,7 @@ fn memory_created_without_map_directly_waits_for_its_binding() {
         fixture.create(1, 3, 2, CreateFlags::HOST_VISIBLE),
         Status::Ok
     );
-    assert_eq!(fixture.blob(1, 3, 3, 2 * PAGE), Err(Error::Binding(3)));
+    assert_eq!(fixture.blob(1, 3, 3, 2 * PAGE), Err(Error::NotBound(3)));
     let fill = Fill {
         range: range(3, 0, 2 * PAGE),
         value: 5,

@@ -1,0 +1,91 @@
+//! Which binaries are needed, and how they are made: those of the host, and static ones for the guest.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+/// Guest programs are linked statically: the guest has no C library.
+const GUEST_FLAGS: &str = "-C target-feature=+crt-static";
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// The checkout.
+pub fn workspace() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.parent().unwrap_or(manifest).to_owned()
+}
+
+fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
+}
+
+/// Runs cargo in the checkout; what it prints goes to standard error.
+pub fn cargo(arguments: &[&str], environment: &[(&str, &str)]) -> Result<()> {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command
+        .args(arguments)
+        .current_dir(workspace())
+        .envs(environment.iter().copied());
+    let status = command.status().context("cargo cannot be run")?;
+    if !status.success() {
+        bail!("cargo {} ended with {status}", arguments.join(" "));
+    }
+    Ok(())
+}
+
+/// Builds a program for this host, optimised; returns where it is.
+pub fn host_binary(package: &str, name: &str) -> Result<PathBuf> {
+    cargo(
+        &[
+            "build",
+            "--release",
+            "--quiet",
+            "--package",
+            package,
+            "--bin",
+            name,
+        ],
+        &[],
+    )?;
+    Ok(target().join("release").join(name))
+}
+
+/// Builds all programs of a package for the guest, optimised and static; returns the folder that they are in.
+pub fn guest_binaries(package: &str) -> Result<PathBuf> {
+    let folder = target().join("guest");
+    let text = folder.to_string_lossy().into_owned();
+    let arguments = [
+        "build",
+        "--release",
+        "--quiet",
+        "--package",
+        package,
+        "--bins",
+        "--target",
+        TARGET,
+        "--target-dir",
+        &text,
+    ];
+    cargo(&arguments, &[("RUSTFLAGS", GUEST_FLAGS)])?;
+    Ok(folder.join(TARGET).join("release"))
+}
+
+/// Builds a static library for the guest; returns the file.
+pub fn guest_library(package: &str, file: &str) -> Result<PathBuf> {
+    let folder = target().join("guest");
+    let text = folder.to_string_lossy().into_owned();
+    let arguments = [
+        "build",
+        "--release",
+        "--quiet",
+        "--package",
+        package,
+        "--lib",
+        "--target",
+        TARGET,
+        "--target-dir",
+        &text,
+    ];
+    cargo(&arguments, &[("RUSTFLAGS", GUEST_FLAGS)])?;
+    Ok(folder.join(TARGET).join("release").join(file))
+}

@@ -1,0 +1,112 @@
+//! `cargo xtask demo`: the main job, end to end, told as a short story.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use super::DaemonFlags;
+use crate::daemon::Daemon;
+use crate::host_packages::{self, Extent};
+use crate::progress::{note, step};
+use crate::vm::Vm;
+use crate::{build, command};
+
+const PACKAGE: &str = "hostblob-tests";
+const PROGRAM: &str = "demo";
+
+/// Runs it; an error says why it failed.
+pub fn run(flags: &DaemonFlags, no_vm: bool) -> Result<()> {
+    if no_vm {
+        over_the_socket(flags)
+    } else {
+        in_the_guest(flags)
+    }
+}
+
+fn in_the_guest(flags: &DaemonFlags) -> Result<()> {
+    let (environment, daemon) = command::vm::prepare(flags)?;
+    let programs = step("building the guest program", || {
+        build::guest_binaries(PACKAGE)
+    })?;
+    let mut daemon = daemon.start()?;
+    println!();
+    println!(
+        "host:  hostblobd serves {} ({})",
+        flags.transport.name(),
+        provider(&daemon)
+    );
+    println!(
+        "host:  {} boots a stock Debian kernel",
+        environment.qemu.version()
+    );
+    let vm = Vm::builder(&environment)
+        .device(&daemon)
+        .program(programs.join(PROGRAM), [] as [&str; 0])
+        .tee();
+    let output = vm.run()?;
+    finish(&mut daemon)?;
+    match output.status {
+        Some(0) => Ok(()),
+        Some(status) => bail!("the guest program ended with status {status}"),
+        None => bail!(
+            "the guest ended before its program did; its console:\n{}",
+            output.console
+        ),
+    }
+}
+
+fn over_the_socket(flags: &DaemonFlags) -> Result<()> {
+    if flags.provider != "system"
+        && let Err(error) = host_packages::ensure(Extent::Run)
+    {
+        note(&format!("{error:#}"));
+    }
+    if !host_packages::has_vulkan() {
+        note("no Vulkan loader and driver on this host: going on with plain system memory");
+    }
+    step("building hostblobd", crate::daemon::binary)?;
+    let program = step("building the program", || {
+        build::host_binary(PACKAGE, PROGRAM)
+    })?;
+    let mut daemon = Daemon::builder().args(flags.arguments()).start()?;
+    println!();
+    println!(
+        "host:  hostblobd serves its local socket ({})",
+        provider(&daemon)
+    );
+    let status = run_program(&program, &daemon)?;
+    finish(&mut daemon)?;
+    if !status {
+        bail!("the program found something wrong; see above");
+    }
+    Ok(())
+}
+
+fn run_program(program: &Path, daemon: &Daemon) -> Result<bool> {
+    let mut command = Command::new(program);
+    command.arg("--socket").arg(daemon.local_socket());
+    let status = command
+        .status()
+        .with_context(|| format!("{} cannot be run", program.display()))?;
+    Ok(status.success())
+}
+
+/// The daemon's own words on its provider.
+fn provider(daemon: &Daemon) -> String {
+    let log = daemon.log();
+    let line = log.lines().find_map(|line| line.split_once("provider: "));
+    line.map_or_else(
+        || "provider unknown".to_owned(),
+        |(_, reason)| reason.to_owned(),
+    )
+}
+
+fn finish(daemon: &mut Daemon) -> Result<()> {
+    let status = daemon.stop()?;
+    if !status.success() {
+        bail!("hostblobd ended with {status}; its log:\n{}", daemon.log());
+    }
+    println!("host:  hostblobd ended in order");
+    Ok(())
+}
