@@ -38,6 +38,8 @@ pub enum Command {
 pub enum TransportKind {
     /// QEMU 10.1 and newer (vfio-user-pci), cloud-hypervisor (--user-device)
     VfioUser,
+    /// crosvm (--vhost-user), QEMU 11 (vhost-user-test-device-pci)
+    VhostUser,
 }
 
 /// How to serve.
@@ -67,7 +69,7 @@ pub struct Serve {
     /// Clean pages that are kept for the next blob
     #[arg(long, value_name = "SIZE", default_value = "128M", value_parser = parse_size)]
     pub warm_limit: u64,
-    /// Number of our capset, 1 to 63
+    /// Number of our capset. Linux, 6.12 at least, makes contexts of ids up to 30 alone
     #[arg(long, value_name = "ID", default_value_t = DEFAULT_CAPSET_ID, value_parser = clap::value_parser!(u32).range(1..64))]
     pub capset_id: u32,
     /// Socket for programs on this host, without a VM

@@ -85,6 +85,9 @@ fn serve_vmm(
     let new_gpu = |waker| Gpu::new(host, flags.capset_id, waker);
     match flags.transport {
         TransportKind::VfioUser => Ok(transport::vfio_user::serve(&listener, &new_gpu, shutdown)?),
+        TransportKind::VhostUser => {
+            Ok(transport::vhost_user::serve(&listener, &new_gpu, shutdown)?)
+        }
     }
 }
 

@@ -28,12 +28,22 @@ pub struct Blob {
 impl Blob {
     pub(crate) fn new(session: Arc<Session>, raw: RawBlob, mapping: Option<Mapping>) -> Self {
         let mappable = mapping.is_some();
-        Self { mapping: RwLock::new(mapping), raw, mappable, session }
+        Self {
+            mapping: RwLock::new(mapping),
+            raw,
+            mappable,
+            session,
+        }
     }
 
     /// A blob that came from elsewhere and may or may not be mappable.
     pub(crate) fn foreign(session: Arc<Session>, raw: RawBlob) -> Self {
-        Self { mapping: RwLock::new(None), raw, mappable: true, session }
+        Self {
+            mapping: RwLock::new(None),
+            raw,
+            mappable: true,
+            session,
+        }
     }
 
     /// Bytes.

@@ -43,11 +43,18 @@ impl Device {
     pub fn open(options: &OpenOptions) -> Result<Self> {
         let session = Arc::new(Session::open(options)?);
         let pool = |(index, t): (u32, &hostblob_capset::MemoryType)| {
-            t.is_host_visible().then(|| Pool::new(&session, index, &options.pool))
+            t.is_host_visible()
+                .then(|| Pool::new(&session, index, &options.pool))
         };
         let pools = (0..).zip(&session.capset().types).map(pool).collect();
         let dedicated_above = options.pool.dedicated_above;
-        Ok(Self { inner: Arc::new(Inner { session, pools, dedicated_above }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                session,
+                pools,
+                dedicated_above,
+            }),
+        })
     }
 
     fn session(&self) -> &Arc<Session> {
@@ -105,7 +112,9 @@ impl Device {
         if !agrees(memory_type.cache, info.expected_cache) {
             return Err(Error::status_of(Status::CacheModeMismatch, what));
         }
-        let slot = usize::try_from(index).ok().and_then(|index| self.inner.pools.get(index));
+        let slot = usize::try_from(index)
+            .ok()
+            .and_then(|index| self.inner.pools.get(index));
         let pool = slot
             .and_then(Option::as_ref)
             .ok_or_else(|| Error::status_of(Status::InvalidMemoryType, what))?;
@@ -153,8 +162,7 @@ impl Device {
                 shareable: info.shareable,
                 command: &[],
             };
-            let (raw, mapping, _) =
-                session.create_blob(spec, &[create.into()], info.name, what)?;
+            let (raw, mapping, _) = session.create_blob(spec, &[create.into()], info.name, what)?;
             Life::WithBlob(Blob::new(session.clone(), raw, mapping))
         } else {
             check(&session.ask(&[create.into()], info.name)?, what)?;
@@ -177,7 +185,10 @@ impl Device {
             return Err(Error::invalid(format!("{what}: memory of another device")));
         }
         if memory.client_id() == 0 {
-            return Err(Error::status_of(Status::Unsupported, format!("{what} of imported memory")));
+            return Err(Error::status_of(
+                Status::Unsupported,
+                format!("{what} of imported memory"),
+            ));
         }
         Ok(())
     }
@@ -191,10 +202,14 @@ impl Device {
             range.length -= range.length % 4;
         }
         if !offset.is_multiple_of(4) || !range.length.is_multiple_of(4) || range.length == 0 {
-            return Err(Error::invalid("fill takes offset and length in multiples of 4, not 0"));
+            return Err(Error::invalid(
+                "fill takes offset and length in multiples of 4, not 0",
+            ));
         }
         self.session().needs(request_bit::FILL, what)?;
-        let sent = self.session().send(&[Fill { range, value }.into()], None, RING_GPU)?;
+        let sent = self
+            .session()
+            .send(&[Fill { range, value }.into()], None, RING_GPU)?;
         Ok(Fence::new(self.session().clone(), sent, what))
     }
 
@@ -261,8 +276,10 @@ impl Device {
 
     /// What this device has done and holds.
     pub fn statistics(&self) -> Statistics {
-        let mut statistics =
-            Statistics { commands: self.session().commands(), ..Statistics::default() };
+        let mut statistics = Statistics {
+            commands: self.session().commands(),
+            ..Statistics::default()
+        };
         for pool in self.inner.pools.iter().flatten() {
             pool.count(&mut statistics);
         }
@@ -271,8 +288,13 @@ impl Device {
 
     /// A mappable blob of plain host memory (`blob_id` 0): no request, no name, no GPU.
     pub fn create_plain_blob(&self, size: u64) -> Result<Blob> {
-        let info =
-            BlobInfo { blob_id: 0, size, mappable: true, shareable: false, requests: &[] };
+        let info = BlobInfo {
+            blob_id: 0,
+            size,
+            mappable: true,
+            shareable: false,
+            requests: &[],
+        };
         self.create_blob(&info)
     }
 
@@ -286,7 +308,8 @@ impl Device {
             command: &[],
         };
         let (raw, mapping, _) =
-            self.session().create_blob(spec, info.requests, None, "create a blob")?;
+            self.session()
+                .create_blob(spec, info.requests, None, "create a blob")?;
         Ok(Blob::new(self.session().clone(), raw, mapping))
     }
 

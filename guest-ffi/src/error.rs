@@ -64,11 +64,17 @@ const VK_ERROR_INCOMPATIBLE_DRIVER: i32 = -9;
 
 impl Error {
     pub(crate) fn status_of(status: Status, what: impl Into<String>) -> Self {
-        Error::Status { status, what: what.into() }
+        Error::Status {
+            status,
+            what: what.into(),
+        }
     }
 
     pub(crate) fn io(what: impl Into<String>, errno: rustix::io::Errno) -> Self {
-        Error::Io { what: what.into(), errno: errno.raw_os_error() }
+        Error::Io {
+            what: what.into(),
+            errno: errno.raw_os_error(),
+        }
     }
 
     pub(crate) fn invalid(what: impl Into<String>) -> Self {
@@ -127,12 +133,22 @@ mod tests {
 
     #[test]
     fn numbers_of_both_kinds_never_meet() {
-        assert!(Status::ALL.iter().all(|status| status.number() < code::FIRST));
+        assert!(
+            Status::ALL
+                .iter()
+                .all(|status| status.number() < code::FIRST)
+        );
         assert_eq!(Error::Timeout.code(), 0x1_0001);
-        assert_eq!(Error::DeviceLost(String::new()).code(), Status::DeviceLost.number());
+        assert_eq!(
+            Error::DeviceLost(String::new()).code(),
+            Status::DeviceLost.number()
+        );
         let quota = Error::status_of(Status::ContextQuotaExceeded, "allocate");
         assert_eq!(quota.code(), 12);
         assert_eq!(quota.vk_result(), -2, "VK_ERROR_OUT_OF_DEVICE_MEMORY");
-        assert_eq!(quota.to_string(), "allocate: the context's memory limit is reached");
+        assert_eq!(
+            quota.to_string(),
+            "allocate: the context's memory limit is reached"
+        );
     }
 }

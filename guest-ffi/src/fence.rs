@@ -24,7 +24,12 @@ pub struct Fence {
 
 impl Fence {
     pub(crate) fn new(session: Arc<Session>, sent: Sent, what: &'static str) -> Self {
-        Self { sent, what, outcome: Mutex::new(None), session }
+        Self {
+            sent,
+            what,
+            outcome: Mutex::new(None),
+            session,
+        }
     }
 
     /// Waits until the work is done. `None` waits as long as the device lives.
@@ -35,7 +40,11 @@ impl Fence {
             return outcome.clone();
         }
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        if !self.session.transport().wait(&self.sent.completion, deadline)? {
+        if !self
+            .session
+            .transport()
+            .wait(&self.sent.completion, deadline)?
+        {
             return Err(Error::Timeout);
         }
         let mut outcome = self.outcome.lock();
@@ -60,15 +69,14 @@ impl Fence {
     /// A sync_file that signals when the work is done, for other drivers and for `poll`. [`Status::Unsupported`] over the socket.
     pub fn export_sync_file(&self) -> Result<OwnedFd> {
         match &self.sent.completion {
-            Completion::SyncFile(fd) => {
-                fd.try_clone().map_err(|error| Error::Io {
-                    what: "dup of a sync_file".to_owned(),
-                    errno: error.raw_os_error().unwrap_or(0),
-                })
-            }
-            Completion::Tag(_) => {
-                Err(Error::status_of(Status::Unsupported, "sync_file over a socket"))
-            }
+            Completion::SyncFile(fd) => fd.try_clone().map_err(|error| Error::Io {
+                what: "dup of a sync_file".to_owned(),
+                errno: error.raw_os_error().unwrap_or(0),
+            }),
+            Completion::Tag(_) => Err(Error::status_of(
+                Status::Unsupported,
+                "sync_file over a socket",
+            )),
         }
     }
 }

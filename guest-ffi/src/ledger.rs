@@ -26,7 +26,11 @@ pub(crate) struct Ledger {
 impl Ledger {
     /// For a ring of that many slots; the first sequence is 1.
     pub(crate) fn new(slots: usize) -> Self {
-        Self { next: 1, slots: vec![Slot::Free; slots], kept: HashMap::new() }
+        Self {
+            next: 1,
+            slots: vec![Slot::Free; slots],
+            kept: HashMap::new(),
+        }
     }
 
     fn slot(&mut self, sequence: u64) -> Option<&mut Slot> {
@@ -38,7 +42,13 @@ impl Ledger {
     pub(crate) fn begin(&mut self, read: impl Fn(u64) -> Option<Answer>) -> Option<u64> {
         let new = self.next;
         let slot = self.slot(new)?;
-        let previous = std::mem::replace(slot, Slot::Sent { sequence: new, wanted: true });
+        let previous = std::mem::replace(
+            slot,
+            Slot::Sent {
+                sequence: new,
+                wanted: true,
+            },
+        );
         if let Slot::Sent { sequence, wanted } = previous {
             match read(sequence) {
                 Some(answer) if wanted => {
@@ -65,7 +75,12 @@ impl Ledger {
             return Some(answer);
         }
         let slot = self.slot(sequence)?;
-        if *slot != (Slot::Sent { sequence, wanted: true }) {
+        if *slot
+            != (Slot::Sent {
+                sequence,
+                wanted: true,
+            })
+        {
             return None;
         }
         let answer = read(sequence)?;
@@ -76,7 +91,10 @@ impl Ledger {
     /// Nobody wants the answer to `sequence` any more; its slot stays taken until it is there.
     pub(crate) fn forget(&mut self, sequence: u64) {
         self.kept.remove(&sequence);
-        if let Some(Slot::Sent { sequence: sent, wanted }) = self.slot(sequence)
+        if let Some(Slot::Sent {
+            sequence: sent,
+            wanted,
+        }) = self.slot(sequence)
             && *sent == sequence
         {
             *wanted = false;
@@ -101,7 +119,12 @@ mod tests {
     use std::collections::HashMap;
 
     fn answer(sequence: u64) -> Answer {
-        Answer { sequence, status: Status::Ok, index: 0, details: [sequence, 0] }
+        Answer {
+            sequence,
+            status: Status::Ok,
+            index: 0,
+            details: [sequence, 0],
+        }
     }
 
     /// A ring of `slots` that holds the latest answer per slot, as the shared page does.
@@ -109,11 +132,15 @@ mod tests {
 
     impl Page {
         fn write(&self, sequence: u64) {
-            self.1.borrow_mut().insert(sequence % self.0 as u64, answer(sequence));
+            self.1
+                .borrow_mut()
+                .insert(sequence % self.0 as u64, answer(sequence));
         }
         fn read(&self, sequence: u64) -> Option<Answer> {
             let page = self.1.borrow();
-            page.get(&(sequence % self.0 as u64)).filter(|a| a.sequence == sequence).copied()
+            page.get(&(sequence % self.0 as u64))
+                .filter(|a| a.sequence == sequence)
+                .copied()
         }
     }
 
@@ -126,9 +153,17 @@ mod tests {
         }
         assert_eq!(ledger.begin(|s| page.read(s)), None, "1 is not answered");
         page.write(1);
-        assert_eq!(ledger.begin(|s| page.read(s)), Some(5), "no gap after a full ring");
+        assert_eq!(
+            ledger.begin(|s| page.read(s)),
+            Some(5),
+            "no gap after a full ring"
+        );
         page.write(5);
-        assert_eq!(ledger.take(1, |s| page.read(s)), Some(answer(1)), "kept for its asker");
+        assert_eq!(
+            ledger.take(1, |s| page.read(s)),
+            Some(answer(1)),
+            "kept for its asker"
+        );
         assert_eq!(ledger.take(1, |s| page.read(s)), None, "given out once");
         assert_eq!(ledger.take(5, |s| page.read(s)), Some(answer(5)));
         assert_eq!(ledger.take(2, |s| page.read(s)), None);

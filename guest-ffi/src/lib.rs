@@ -23,9 +23,9 @@
 //! | `session`, `ledger` | how is the host asked, and where does it answer? |
 //! | `transport` | how do commands get there: render node, or a socket without a VM? |
 //! | `region` | who touches mapped bytes? |
-//! | `ffi` | the same in C: `hostblob_guest.h` |
+//! | [`ffi`] | the same in C: `hostblob_guest.h` |
 //!
-//! Environment: [`ENV_SOCKET`] picks a socket, [`ENV_RENDER_NODE`] a node; [`ENV_LOG`] makes the C library log to stderr.
+//! Environment: [`ENV_SOCKET`] picks a socket, [`ENV_RENDER_NODE`] a node, [`ENV_CAPSET_ID`] a capset id; [`ENV_LOG`] makes the C library log to stderr.
 //!
 //! `unsafe` is in `region` (mapped memory), `transport::drm` (ioctls), `pool` (an address that crosses threads) and `ffi`.
 
@@ -33,6 +33,7 @@ mod blob;
 mod device;
 mod error;
 mod fence;
+pub mod ffi;
 mod ledger;
 mod memory;
 mod options;
@@ -50,13 +51,11 @@ pub use error::{Error, Result};
 pub use fence::Fence;
 pub use hostblob_capset::{Agreed, Capset};
 pub use hostblob_protocol::answers::Answer;
-pub use hostblob_protocol::request::{
-    Access, CacheMode, CreateFlags, MemoryRange, MemorySelector,
-};
+pub use hostblob_protocol::request::{Access, CacheMode, CreateFlags, MemoryRange, MemorySelector};
 pub use hostblob_protocol::{Request, Status};
 pub use memory::{Memory, WHOLE_SIZE};
 pub use options::{
-    AllocateInfo, BlobInfo, Budget, DEDICATED_ABOVE, ENV_LOG, ENV_RENDER_NODE, ENV_SOCKET,
-    BLOCK_GRANULE, Endpoint, MapInfo, OpenOptions, PoolOptions, Statistics,
+    AllocateInfo, BLOCK_GRANULE, BlobInfo, Budget, DEDICATED_ABOVE, ENV_CAPSET_ID, ENV_LOG,
+    ENV_RENDER_NODE, ENV_SOCKET, Endpoint, MapInfo, OpenOptions, PoolOptions, Statistics,
 };
 pub use transport::TransportKind;

@@ -24,7 +24,7 @@ const HOST_COHERENT: u32 = 0x4;
 /// As a length: up to the end (`VK_WHOLE_SIZE`).
 pub const WHOLE_SIZE: u64 = u64::MAX;
 
-/// Memory of the host. Freed on drop; keeps the connection alive.
+/// Memory of the host. Freed on drop (on a render node the kernel does so some time later); keeps the connection alive.
 ///
 /// Callable from any thread. The caller orders accesses to the bytes, between its own threads and with host GPU work, as a Vulkan
 /// application does; work that uses the memory is done before it is dropped.
@@ -68,7 +68,10 @@ impl Drop for Own {
     fn drop(&mut self) {
         if let Life::Named(blob) = &mut self.life {
             drop(blob.get_mut().take());
-            self.session.tell(&[Free { client_id: self.client_id }.into()]);
+            self.session.tell(&[Free {
+                client_id: self.client_id,
+            }
+            .into()]);
         }
     }
 }
@@ -94,8 +97,11 @@ impl Own {
     }
 
     fn bind(&self) -> Result<Blob> {
-        self.session.needs(request_bit::BIND_CLIENT_ID, "bind memory to a blob")?;
-        let bind = BindClientId { client_id: self.client_id };
+        self.session
+            .needs(request_bit::BIND_CLIENT_ID, "bind memory to a blob")?;
+        let bind = BindClientId {
+            client_id: self.client_id,
+        };
         let spec = BlobSpec {
             blob_id: self.client_id,
             size: self.bytes,
@@ -111,11 +117,17 @@ impl Own {
 
 impl Memory {
     pub(crate) fn from_piece(piece: Piece, size: u64) -> Self {
-        Self { size, backing: Backing::Piece(piece) }
+        Self {
+            size,
+            backing: Backing::Piece(piece),
+        }
     }
 
     pub(crate) fn from_own(own: Own, size: u64) -> Self {
-        Self { size, backing: Backing::Own(Box::new(own)) }
+        Self {
+            size,
+            backing: Backing::Own(Box::new(own)),
+        }
     }
 
     /// Bytes, as asked for.
@@ -190,8 +202,15 @@ impl Memory {
             && own.client_id != 0
             && own.session.agreed().requests & request_bit::MAP != 0
         {
-            let MapInfo { expected_cache, access } = *info;
-            let map = Map { client_id: own.client_id, expected_cache, access };
+            let MapInfo {
+                expected_cache,
+                access,
+            } = *info;
+            let map = Map {
+                client_id: own.client_id,
+                expected_cache,
+                access,
+            };
             check(&own.session.ask(&[map.into()], None)?, what)?;
         }
         self.map()
@@ -208,7 +227,9 @@ impl Memory {
     ///
     /// Deferred memory leaves the window too. Suballocated memory stays where it is: this does nothing to it.
     pub fn unmap(&self) {
-        let Backing::Own(own) = &self.backing else { return };
+        let Backing::Own(own) = &self.backing else {
+            return;
+        };
         match &own.life {
             Life::WithBlob(blob) => blob.unmap(),
             Life::Named(slot) => {
@@ -217,7 +238,9 @@ impl Memory {
                 drop(blob);
                 let said = own.session.agreed().requests & request_bit::UNMAP != 0;
                 if was_bound && said {
-                    let unmap = Unmap { client_id: own.client_id };
+                    let unmap = Unmap {
+                        client_id: own.client_id,
+                    };
                     own.session.tell(&[unmap.into()]);
                 }
             }
@@ -252,9 +275,10 @@ impl Memory {
     /// Makes CPU writes visible to the host GPU (`vkFlushMappedMemoryRanges`). Nothing to do on coherent types.
     pub fn flush(&self, offset: u64, length: u64) -> Result<()> {
         match self.atoms(offset, length, request_bit::FLUSH, "flush")? {
-            Some(range) => {
-                check(&self.session().ask(&[Flush { range }.into()], None)?, "flush")
-            }
+            Some(range) => check(
+                &self.session().ask(&[Flush { range }.into()], None)?,
+                "flush",
+            ),
             None => Ok(()),
         }
     }
@@ -262,9 +286,10 @@ impl Memory {
     /// Makes host GPU writes visible to the CPU (`vkInvalidateMappedMemoryRanges`). Nothing to do on coherent types.
     pub fn invalidate(&self, offset: u64, length: u64) -> Result<()> {
         match self.atoms(offset, length, request_bit::INVALIDATE, "invalidate")? {
-            Some(range) => {
-                check(&self.session().ask(&[Invalidate { range }.into()], None)?, "invalidate")
-            }
+            Some(range) => check(
+                &self.session().ask(&[Invalidate { range }.into()], None)?,
+                "invalidate",
+            ),
             None => Ok(()),
         }
     }
@@ -278,7 +303,9 @@ impl Memory {
         what: &'static str,
     ) -> Result<Option<MemoryRange>> {
         let range = self.range(offset, length, what)?;
-        let coherent = self.type_info().is_none_or(|t| t.property_flags & HOST_COHERENT != 0);
+        let coherent = self
+            .type_info()
+            .is_none_or(|t| t.property_flags & HOST_COHERENT != 0);
         if coherent || range.length == 0 {
             return Ok(None);
         }
@@ -286,8 +313,15 @@ impl Memory {
         // Blocks are cut at atoms and blobs end at pages, so whole atoms lie in what is ours.
         let atom = u64::from(self.session().capset().non_coherent_atom_size.max(1));
         let start = range.offset - range.offset % atom;
-        let end = range.offset.saturating_add(range.length).next_multiple_of(atom);
-        Ok(Some(MemoryRange { offset: start, length: end - start, ..range }))
+        let end = range
+            .offset
+            .saturating_add(range.length)
+            .next_multiple_of(atom);
+        Ok(Some(MemoryRange {
+            offset: start,
+            length: end - start,
+            ..range
+        }))
     }
 
     /// The range as the host names it, checked against this memory. [`WHOLE_SIZE`] reaches to the end.
@@ -300,14 +334,21 @@ impl Memory {
         if left.is_none_or(|left| length > left) {
             return Err(Error::status_of(Status::OutOfRange, what));
         }
-        Ok(MemoryRange { client_id: self.client_id(), offset: self.offset() + offset, length })
+        Ok(MemoryRange {
+            client_id: self.client_id(),
+            offset: self.offset() + offset,
+            length,
+        })
     }
 
     /// A dma-buf of the memory, which must have been allocated shareable. [`Status::Unsupported`] over the socket.
     pub fn export_dma_buf(&self) -> Result<OwnedFd> {
         match &self.backing {
             Backing::Own(own) if own.shareable => own.with_blob(Blob::export_dma_buf),
-            _ => Err(Error::status_of(Status::FlagsMismatch, "export of memory not shareable")),
+            _ => Err(Error::status_of(
+                Status::FlagsMismatch,
+                "export of memory not shareable",
+            )),
         }
     }
 }

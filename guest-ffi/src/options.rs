@@ -12,6 +12,8 @@ use hostblob_protocol::request::{Access, CacheMode, MemorySelector};
 pub const ENV_SOCKET: &str = "HOSTBLOB_SOCKET";
 /// Environment variable: path of a DRM render node.
 pub const ENV_RENDER_NODE: &str = "HOSTBLOB_RENDER_NODE";
+/// Environment variable: the virtio-gpu capset id, for a daemon that was started with `--capset-id`.
+pub const ENV_CAPSET_ID: &str = "HOSTBLOB_CAPSET_ID";
 /// Environment variable: log level of the C library (`error`, `warn`, `info`, `debug`, `trace`).
 pub const ENV_LOG: &str = "HOSTBLOB_LOG";
 
@@ -34,7 +36,7 @@ pub enum Endpoint {
 pub struct OpenOptions {
     /// Where.
     pub endpoint: Endpoint,
-    /// The virtio-gpu capset id; `None` is the daemon's own over the socket and
+    /// The virtio-gpu capset id; `None` is [`ENV_CAPSET_ID`] if set, else the daemon's own over the socket and
     /// [`hostblob_protocol::DEFAULT_CAPSET_ID`] on a render node.
     pub capset_id: Option<u32>,
     /// After this time without a response, the device counts as lost.
@@ -60,12 +62,18 @@ impl Default for OpenOptions {
 impl OpenOptions {
     /// Opens the socket of a `hostblobd --local-socket`.
     pub fn socket(path: impl Into<PathBuf>) -> Self {
-        Self { endpoint: Endpoint::Socket(path.into()), ..Self::default() }
+        Self {
+            endpoint: Endpoint::Socket(path.into()),
+            ..Self::default()
+        }
     }
 
     /// Opens a render node.
     pub fn render_node(path: impl Into<PathBuf>) -> Self {
-        Self { endpoint: Endpoint::RenderNode(path.into()), ..Self::default() }
+        Self {
+            endpoint: Endpoint::RenderNode(path.into()),
+            ..Self::default()
+        }
     }
 }
 
@@ -203,7 +211,10 @@ pub struct MapInfo {
 
 impl Default for MapInfo {
     fn default() -> Self {
-        Self { expected_cache: CacheMode::Any, access: Access::READ | Access::WRITE }
+        Self {
+            expected_cache: CacheMode::Any,
+            access: Access::READ | Access::WRITE,
+        }
     }
 }
 

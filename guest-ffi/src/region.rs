@@ -27,7 +27,11 @@ unsafe impl Sync for Region {}
 
 impl Region {
     /// Maps `length` bytes of `fd` from `offset` on, shared, readable and writable.
-    pub(crate) fn map(fd: BorrowedFd<'_>, offset: u64, length: u64) -> Result<Arc<Self>, rustix::io::Errno> {
+    pub(crate) fn map(
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        length: u64,
+    ) -> Result<Arc<Self>, rustix::io::Errno> {
         let length = usize::try_from(length).map_err(|_| rustix::io::Errno::NOMEM)?;
         let flags = MapFlags::SHARED | MapFlags::NORESERVE;
         // SAFETY: the kernel picks a free range (no MAP_FIXED), so no memory of this process changes under anyone.
@@ -69,17 +73,27 @@ impl Mapping {
     /// `None` where the part does not lie in the region.
     pub(crate) fn new(region: Arc<Region>, offset: u64, length: u64) -> Option<Self> {
         let (offset, length) = (usize::try_from(offset).ok()?, usize::try_from(length).ok()?);
-        (offset.checked_add(length)? <= region.length).then_some(Self { region, offset, length })
+        (offset.checked_add(length)? <= region.length).then_some(Self {
+            region,
+            offset,
+            length,
+        })
     }
 
     /// The whole region.
     pub(crate) fn whole(region: Arc<Region>) -> Self {
-        Self { offset: 0, length: region.length, region }
+        Self {
+            offset: 0,
+            length: region.length,
+            region,
+        }
     }
 
     /// The address of byte `offset`; `None` past the end.
     pub(crate) fn address_of(&self, offset: u64) -> Option<NonNull<u8>> {
-        let offset = usize::try_from(offset).ok().filter(|&offset| offset <= self.length)?;
+        let offset = usize::try_from(offset)
+            .ok()
+            .filter(|&offset| offset <= self.length)?;
         let from_region = self.offset.checked_add(offset)?;
         // SAFETY: `offset <= self.length`, and `new` checked that `self.offset + self.length` lies in the region, which is
         // one mapping that lives as long as our Arc: the sum stays inside it, or one past its end.
@@ -148,8 +162,14 @@ mod tests {
         assert!(Mapping::new(region.clone(), u64::MAX, 2).is_none());
         let part = Mapping::new(region.clone(), 4096, 4096).unwrap();
         part.write(4092, b"last").unwrap();
-        assert_eq!(part.write(4093, b"last").unwrap_err().status(), Some(Status::OutOfRange));
-        assert_eq!(part.read(u64::MAX, &mut [0; 2]).unwrap_err().status(), Some(Status::OutOfRange));
+        assert_eq!(
+            part.write(4093, b"last").unwrap_err().status(),
+            Some(Status::OutOfRange)
+        );
+        assert_eq!(
+            part.read(u64::MAX, &mut [0; 2]).unwrap_err().status(),
+            Some(Status::OutOfRange)
+        );
         let mut bytes = [0; 4];
         Mapping::whole(region).read(8188, &mut bytes).unwrap();
         assert_eq!(&bytes, b"last");

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
 use crate::ledger::Ledger;
-use crate::options::{ENV_RENDER_NODE, ENV_SOCKET, Endpoint, OpenOptions};
+use crate::options::{ENV_CAPSET_ID, ENV_RENDER_NODE, ENV_SOCKET, Endpoint, OpenOptions};
 use crate::region::Mapping;
 use crate::transport::drm::Drm;
 use crate::transport::socket::Socket;
@@ -59,11 +59,17 @@ fn connect(options: &OpenOptions) -> Result<Box<dyn Transport>> {
         }
         other => other.clone(),
     };
-    let on_node = options.capset_id.unwrap_or(DEFAULT_CAPSET_ID);
-    Ok(match endpoint {
-        Endpoint::Socket(path) => {
-            Box::new(Socket::open(&path, options.capset_id, options.timeout)?)
+    let capset_id = match (options.capset_id, from_environment(ENV_CAPSET_ID)) {
+        (Some(id), _) => Some(id),
+        (None, Some(text)) => {
+            let id = text.to_str().and_then(|text| text.parse().ok());
+            Some(id.ok_or_else(|| Error::invalid(format!("{ENV_CAPSET_ID}={text:?}")))?)
         }
+        (None, None) => None,
+    };
+    let on_node = capset_id.unwrap_or(DEFAULT_CAPSET_ID);
+    Ok(match endpoint {
+        Endpoint::Socket(path) => Box::new(Socket::open(&path, capset_id, options.timeout)?),
         Endpoint::RenderNode(path) => Box::new(Drm::open(&path, on_node, options.timeout)?),
         Endpoint::Environment | Endpoint::AnyRenderNode => {
             Box::new(Drm::open_any(on_node, options.timeout)?)
@@ -87,8 +93,13 @@ impl Session {
             .map_err(|error| incompatible(error.to_string()))?;
         let wanted = options.control_size.clamp(MIN_SIZE as u64, MAX_SIZE as u64);
         let size = round_up(wanted, page_size(&capset))?;
-        let spec =
-            BlobSpec { blob_id: 0, size, mappable: true, shareable: false, command: &[] };
+        let spec = BlobSpec {
+            blob_id: 0,
+            size,
+            mappable: true,
+            shareable: false,
+            command: &[],
+        };
         let control = transport.create_blob(&spec)?;
         let page = transport.map_blob(&control)?;
         let slots = ring(&page)?.slots();
@@ -123,7 +134,9 @@ impl Session {
         };
         let answer = self.ask(&[open.into()], None)?;
         if !ring(&self.page)?.is_initialised() {
-            return Err(Error::Incompatible("the answers ring has another layout".to_owned()));
+            return Err(Error::Incompatible(
+                "the answers ring has another layout".to_owned(),
+            ));
         }
         check(&answer, "opening of the control page")
     }
@@ -199,7 +212,9 @@ impl Session {
             if pumped.is_err() || Instant::now() >= give_up {
                 self.ledger.lock().forget(sequence);
                 pumped?;
-                return Err(Error::DeviceLost(format!("request {sequence} was never answered")));
+                return Err(Error::DeviceLost(format!(
+                    "request {sequence} was never answered"
+                )));
             }
             std::thread::sleep(pause);
             pause = LONGEST_PAUSE.min(pause * 2);
@@ -214,7 +229,10 @@ impl Session {
             self.transport.submit_fenced(&bytes, ring)
         });
         match sent {
-            Ok(completion) => Ok(Sent { sequence, completion }),
+            Ok(completion) => Ok(Sent {
+                sequence,
+                completion,
+            }),
             Err(error) => {
                 self.ledger.lock().abandon(sequence);
                 Err(error)
@@ -270,7 +288,10 @@ impl Session {
                 return Err(error);
             }
         };
-        let created = self.create_and_map(&BlobSpec { command: &bytes, ..spec });
+        let created = self.create_and_map(&BlobSpec {
+            command: &bytes,
+            ..spec
+        });
         if let Err(error) = created {
             // The host may have answered, or may yet.
             let mut ledger = self.ledger.lock();
@@ -283,7 +304,10 @@ impl Session {
             return Err(error);
         }
         let (blob, mapping) = created?;
-        match self.answer(sequence).and_then(|answer| check(&answer, what).map(|()| answer)) {
+        match self
+            .answer(sequence)
+            .and_then(|answer| check(&answer, what).map(|()| answer))
+        {
             Ok(answer) => Ok((blob, mapping, Some(answer))),
             Err(error) => {
                 drop(mapping);
@@ -315,8 +339,7 @@ impl Session {
     /// Sends requests whose answer nobody needs.
     pub(crate) fn tell(&self, requests: &[Request]) {
         self.count();
-        let told =
-            envelope(0, requests, None).and_then(|bytes| self.transport.submit(&bytes));
+        let told = envelope(0, requests, None).and_then(|bytes| self.transport.submit(&bytes));
         if let Err(error) = told {
             log::debug!("{requests:?}: {error}");
         }

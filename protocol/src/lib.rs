@@ -53,5 +53,8 @@ pub use status::Status;
 pub const VERSION_MAJOR: u16 = 1;
 /// Version of this protocol, second part: grows with each addition.
 pub const VERSION_MINOR: u16 = 0;
-/// The virtio-gpu capset id that hostblob uses unless told otherwise. Linux accepts ids up to 63.
-pub const DEFAULT_CAPSET_ID: u32 = 48;
+/// The virtio-gpu capset id that hostblob uses unless told otherwise.
+///
+/// Less than 31: Linux, 6.12 at least, keeps the known ids in a mask made of 32-bit shifts, so that contexts of id 48 cannot
+/// be made (`docs/adr/0007-capset-id-24.md`). Ids 1 to 10 belong to others.
+pub const DEFAULT_CAPSET_ID: u32 = 24;

@@ -180,6 +180,16 @@ impl Guest {
         self.contexts.contains_key(&id)
     }
 
+    /// Whether there is any context.
+    pub fn has_contexts(&self) -> bool {
+        !self.contexts.is_empty()
+    }
+
+    /// Whether any blob is mapped.
+    pub fn has_mapped_blobs(&self) -> bool {
+        self.blobs.values().any(|blob| blob.mapped)
+    }
+
     /// Whether a resource of this id exists.
     pub fn has_resource(&self, id: u32) -> bool {
         self.blobs.contains_key(&id)

@@ -7,11 +7,13 @@
 //! | module | answers |
 //! |---|---|
 //! | `vulkan` | a host GPU through Vulkan |
+//! | `gl` | a host GPU through OpenGL |
 //! | `system` | no GPU: the CPU does it |
 //! | `fake` | for tests: counts, refuses, holds back |
 //! | `select` | which of them this host gets |
 //! | `inventory` | what this host could offer, for people |
-//! | `table`, `mapping`, `outlet`, `udmabuf` | what the providers share: checks, mapped files, sinks |
+//! | `table`, `mapping`, `outlet`, `udmabuf`, `trial` | what the providers share: checks, mapped files, sinks, probing |
+//! | `front`, `desk`, `lane` | what providers with threads share: sessions, serving, the order of answers |
 //!
 //! The order of things, which every provider keeps:
 //! - requests of one session take effect in the order of submission (a `Fill` after a `Copy` of the same bytes sees it);
@@ -22,11 +24,15 @@
 //!
 //! After [`ProviderError::DeviceLost`] the GPU does nothing any more: a `Release` that fails so has released all the same.
 
+mod desk;
+mod front;
 mod inventory;
+mod lane;
 mod mapping;
 mod outlet;
 mod select;
 mod table;
+mod trial;
 mod udmabuf;
 
 pub mod fake;
@@ -36,6 +42,8 @@ pub mod vulkan;
 
 #[cfg(test)]
 mod contract;
+#[cfg(test)]
+mod faults;
 
 use std::os::fd::OwnedFd;
 

@@ -175,6 +175,9 @@ impl Gpu {
 
     fn map_blob(&mut self, header: &CtrlHdr, bytes: &[u8]) -> Result<Response, Fault> {
         let (asked, _) = body::<ResourceMapBlob>(bytes)?;
+        if !self.window_mapped {
+            return Err(Fault::NoWindow);
+        }
         let mapped = self
             .guest
             .map_blob(asked.resource_id.get(), asked.offset.get())?;

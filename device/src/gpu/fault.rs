@@ -21,6 +21,9 @@ pub(super) enum Fault {
         value: u64,
         expected: &'static str,
     },
+    /// The transport could not map the window.
+    #[error("the VMM does not give the guest the window")]
+    NoWindow,
     /// The device has no scanouts.
     #[error("scanout {0} does not exist: the device has none")]
     NoScanout(u32),
@@ -35,6 +38,7 @@ impl Fault {
         match self {
             Fault::Allocator(error) => allocator_response(error),
             Fault::Truncated { .. } | Fault::Field { .. } => resp::ERR_INVALID_PARAMETER,
+            Fault::NoWindow => resp::ERR_OUT_OF_MEMORY,
             Fault::NoScanout(_) => resp::ERR_INVALID_SCANOUT_ID,
             Fault::NotServed => resp::ERR_UNSPEC,
         }

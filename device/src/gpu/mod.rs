@@ -16,7 +16,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use hostblob_allocator::{Guest, Host};
-use hostblob_protocol::virtio_gpu::{Config, CtrlHdr, FLAG_FENCE, FLAG_INFO_RING_IDX};
+use hostblob_protocol::virtio_gpu::{Config, CtrlHdr, FLAG_FENCE, FLAG_INFO_RING_IDX, cmd};
 use zerocopy::byteorder::little_endian::U32;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -33,6 +33,8 @@ pub struct Gpu {
     capset: Vec<u8>,
     capset_id: u32,
     config: Config,
+    /// Whether the guest can reach the window. Only a transport that maps it late says otherwise.
+    window_mapped: bool,
     /// Responses that wait for GPU work, in the order of their commands.
     kept: Vec<Kept>,
     refusals: RateLimiter,
@@ -59,6 +61,7 @@ impl Gpu {
             capset: capset.encode(),
             capset_id,
             config,
+            window_mapped: true,
             guest: host.guest(waker)?,
             kept: Vec::new(),
             refusals: RateLimiter::new(),
@@ -142,6 +145,22 @@ impl Gpu {
     /// Size of the window in bytes: a power of two, at least 2 MiB.
     pub fn window_size(&self) -> u64 {
         self.guest.window().size()
+    }
+
+    /// Whether a command maps a blob: the guest has to reach the window before it is answered.
+    pub fn needs_window(command: &[u8]) -> bool {
+        CtrlHdr::read_from_prefix(command)
+            .is_ok_and(|(header, _)| header.cmd_type.get() == cmd::RESOURCE_MAP_BLOB)
+    }
+
+    /// Whether the guest can reach the window from now on. Where it cannot, no blob is mapped.
+    pub fn set_window_mapped(&mut self, mapped: bool) {
+        self.window_mapped = mapped;
+    }
+
+    /// Whether a process in the guest may be using the window: there is a context, or a blob is mapped.
+    pub fn window_in_use(&self) -> bool {
+        self.guest.has_contexts() || self.guest.has_mapped_blobs()
     }
 
     /// The guest behind the device: for measurements and tests.

@@ -3,6 +3,7 @@
 //! | transport | carries |
 //! |---|---|
 //! | [`vfio_user`] | a whole PCI device, for QEMU and cloud-hypervisor |
+//! | [`vhost_user`] | queues and the window, for crosvm and QEMU's generic device |
 //! | [`local`] | commands over a socket, for programs on this host |
 //!
 //! A transport that has virtqueues needs of the device what [`Device`] says, wakes its thread with [`Wake`], and serves its queues
@@ -10,7 +11,9 @@
 
 pub mod local;
 pub mod vfio_user;
+pub mod vhost_user;
 mod wake;
+mod window;
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -23,6 +26,8 @@ use crate::gpu::Gpu;
 use crate::virtqueue::CommandHandler;
 
 pub use wake::Wake;
+use window::LateWindow;
+pub use window::WindowMapper;
 
 /// What a transport needs of a virtio device.
 pub trait Device: CommandHandler + Send + 'static {
@@ -38,6 +43,17 @@ pub trait Device: CommandHandler + Send + 'static {
     fn window_fd(&self) -> BorrowedFd<'_>;
     /// Its size: a power of two.
     fn window_size(&self) -> u64;
+
+    /// Whether this command makes the guest reach for the window. A transport that maps the window late does it before.
+    fn needs_window(_command: &[u8]) -> bool {
+        false
+    }
+    /// Whether the guest can reach the window from now on: without it, commands that need it are refused.
+    fn set_window_mapped(&mut self, _mapped: bool) {}
+    /// Whether the guest may still reach for the window without another command that needs it.
+    fn window_in_use(&self) -> bool {
+        true
+    }
 }
 
 impl Device for Gpu {
@@ -63,6 +79,18 @@ impl Device for Gpu {
 
     fn window_size(&self) -> u64 {
         Gpu::window_size(self)
+    }
+
+    fn needs_window(command: &[u8]) -> bool {
+        Gpu::needs_window(command)
+    }
+
+    fn set_window_mapped(&mut self, mapped: bool) {
+        Gpu::set_window_mapped(self, mapped);
+    }
+
+    fn window_in_use(&self) -> bool {
+        Gpu::window_in_use(self)
     }
 }
 

@@ -25,7 +25,10 @@ impl Wake {
     pub fn new() -> io::Result<Arc<Self>> {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let fd = rustix::event::eventfd(0, flags)?;
-        Ok(Arc::new(Self { fd, due: AtomicBool::new(false) }))
+        Ok(Arc::new(Self {
+            fd,
+            due: AtomicBool::new(false),
+        }))
     }
 
     /// Wakes the thread, or makes its next [`Self::wait`] return at once. Never blocks.

@@ -83,12 +83,18 @@ impl Space {
     /// Writable bytes.
     pub(super) fn room(&self) -> u64 {
         // At most MAX_DESCRIPTORS times 4 GiB.
-        self.segments.iter().map(|(_, length)| u64::from(*length)).sum()
+        self.segments
+            .iter()
+            .map(|(_, length)| u64::from(*length))
+            .sum()
     }
 
     /// Writes a response, all of it or nothing, and returns its length for the used ring (2.7.8).
     pub(super) fn write<M: GuestMemory>(&self, mem: &M, response: &[u8]) -> Result<u32, NoRoom> {
-        let too_small = NoRoom::TooSmall { response: response.len(), room: self.room() };
+        let too_small = NoRoom::TooSmall {
+            response: response.len(),
+            room: self.room(),
+        };
         let Ok(length) = u32::try_from(response.len()) else {
             return Err(too_small);
         };
@@ -97,11 +103,16 @@ impl Space {
         }
         let mut rest = response;
         for &(address, length) in &self.segments {
-            let length = usize::try_from(length).unwrap_or(usize::MAX).min(rest.len());
+            let length = usize::try_from(length)
+                .unwrap_or(usize::MAX)
+                .min(rest.len());
             let (now, later) = rest.split_at(length);
             if mem.write_slice(now, address).is_err() {
                 let length = u32::try_from(length).unwrap_or(u32::MAX);
-                return Err(NoRoom::Gone { address: address.0, length });
+                return Err(NoRoom::Gone {
+                    address: address.0,
+                    length,
+                });
             }
             rest = later;
             if rest.is_empty() {
@@ -144,7 +155,11 @@ pub(super) fn gather<M: GuestMemory>(
         ended = !descriptor.has_next();
     }
     // virtio-queue ends a chain silently where it cannot follow it. A chain that is whole ends with a descriptor that says so.
-    if ended { Ok(()) } else { Err(Malformed::BreaksOff(count)) }
+    if ended {
+        Ok(())
+    } else {
+        Err(Malformed::BreaksOff(count))
+    }
 }
 
 fn check<M: GuestMemory>(
@@ -153,7 +168,10 @@ fn check<M: GuestMemory>(
     length: u32,
     access: Permissions,
 ) -> Result<usize, Malformed> {
-    let outside = Malformed::OutsideMemory { address: address.0, length };
+    let outside = Malformed::OutsideMemory {
+        address: address.0,
+        length,
+    };
     match usize::try_from(length) {
         Ok(bytes) if mem.check_range(address, bytes, access) => Ok(bytes),
         _ => Err(outside),
@@ -174,7 +192,10 @@ fn append<M: GuestMemory>(
         .ok_or(Malformed::TooLong)?;
     check(mem, address, length, Permissions::Read)?;
     command.resize(end, 0);
-    let outside = Malformed::OutsideMemory { address: address.0, length };
+    let outside = Malformed::OutsideMemory {
+        address: address.0,
+        length,
+    };
     let to = command.get_mut(start..).unwrap_or_default();
     mem.read_slice(to, address).map_err(|_| outside)
 }

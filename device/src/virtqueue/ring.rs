@@ -77,7 +77,9 @@ impl Ring {
     pub fn new(index: u16) -> Self {
         Self {
             index,
-            slots: std::iter::repeat_with(Slot::default).take(QUEUE_SIZE.into()).collect(),
+            slots: std::iter::repeat_with(Slot::default)
+                .take(QUEUE_SIZE.into())
+                .collect(),
             returned: false,
             quiet: false,
             log: RateLimiter::new(),
@@ -92,7 +94,10 @@ impl Ring {
         command: &mut Vec<u8>,
     ) -> Result<Next, Broken> {
         if !reachable(queue, mem) {
-            self.log.warn(format_args!("queue {}: its rings are not in guest memory", self.index));
+            self.log.warn(format_args!(
+                "queue {}: its rings are not in guest memory",
+                self.index
+            ));
             return Ok(Next::Unreachable);
         }
         if !self.quiet {
@@ -110,7 +115,10 @@ impl Ring {
         };
         let head = chain.head_index();
         let size = queue.size();
-        let slot = self.slots.get_mut(usize::from(head)).filter(|_| head < size);
+        let slot = self
+            .slots
+            .get_mut(usize::from(head))
+            .filter(|_| head < size);
         let slot = slot.ok_or(Broken::Head(head))?;
         if slot.held {
             return Err(Broken::HeldHead(head));
@@ -140,7 +148,11 @@ impl Ring {
         head: u16,
         response: &[u8],
     ) {
-        let Some(slot) = self.slots.get_mut(usize::from(head)).filter(|slot| slot.held) else {
+        let Some(slot) = self
+            .slots
+            .get_mut(usize::from(head))
+            .filter(|slot| slot.held)
+        else {
             return;
         };
         slot.held = false;
@@ -184,7 +196,9 @@ impl Ring {
         }
         std::sync::atomic::fence(Ordering::SeqCst);
         mem.load::<u16>(GuestAddress(queue.avail_ring()), Ordering::Relaxed)
-            .map_or(true, |flags| u16::from_le(flags) & AVAIL_F_NO_INTERRUPT == 0)
+            .map_or(true, |flags| {
+                u16::from_le(flags) & AVAIL_F_NO_INTERRUPT == 0
+            })
     }
 
     /// How many chains the device holds.
@@ -200,7 +214,11 @@ fn reachable<M: GuestMemory>(queue: &Queue, mem: &M) -> bool {
     let [table, available, used] = ENTRIES.map(|entry| entry * size);
     let parts = [
         (queue.desc_table(), table, Permissions::Read),
-        (queue.avail_ring(), available + RING_OVERHEAD, Permissions::Read),
+        (
+            queue.avail_ring(),
+            available + RING_OVERHEAD,
+            Permissions::Read,
+        ),
         (queue.used_ring(), used + RING_OVERHEAD, Permissions::Write),
     ];
     queue.ready()

@@ -2,17 +2,18 @@
 
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char};
+use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use hostblob_protocol::Status;
-use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
+use zerocopy::{Immutable, IntoBytes};
 
 use super::status::{self, hb_status};
 use crate::error::{Error, Result};
 
 thread_local! {
-    pub(super) static LAST_ERROR: RefCell<CString> = const { RefCell::new(CString::new_empty()) };
+    pub(super) static LAST_ERROR: RefCell<CString> = RefCell::default();
 }
 
 /// Largest structure that a caller of any version can mean; a larger size is nonsense, not a newer version.
@@ -48,7 +49,11 @@ struct Tagged<T> {
 
 /// A new handle for `value`, owned by the caller until [`give_back`].
 pub(super) fn hand_out<T: Kind>(value: T) -> *mut T::Opaque {
-    Box::into_raw(Box::new(Tagged { tag: AtomicU64::new(T::TAG), value })).cast()
+    Box::into_raw(Box::new(Tagged {
+        tag: AtomicU64::new(T::TAG),
+        value,
+    }))
+    .cast()
 }
 
 fn check<T: Kind>(handle: *const T::Opaque) -> Result<*const Tagged<T>> {
@@ -60,7 +65,10 @@ fn check<T: Kind>(handle: *const T::Opaque) -> Result<*const Tagged<T>> {
     // its tag, and a pointer to that much is valid.
     let tag = unsafe { &*tagged.cast::<AtomicU64>() };
     if tag.load(Ordering::Relaxed) != T::TAG {
-        return Err(Error::invalid(format!("{handle:p} is not a {} handle", T::NAME)));
+        return Err(Error::invalid(format!(
+            "{handle:p} is not a {} handle",
+            T::NAME
+        )));
     }
     Ok(tagged)
 }
@@ -115,7 +123,9 @@ pub(super) unsafe fn string<'a>(text: *const c_char, name: &str) -> Result<Optio
     }
     // SAFETY: as promised by the caller.
     let text = unsafe { CStr::from_ptr(text) };
-    text.to_str().map(Some).map_err(|_| Error::invalid(format!("{name} is not UTF-8")))
+    text.to_str()
+        .map(Some)
+        .map_err(|_| Error::invalid(format!("{name} is not UTF-8")))
 }
 
 /// The size that a structure of the caller begins with.
@@ -129,48 +139,59 @@ unsafe fn announced<T>(structure: *const T, least: usize, name: &str) -> Result<
     // SAFETY: not NULL, aligned, and begins with a `usize` as promised by the caller.
     let size = unsafe { structure.cast::<usize>().read() };
     if size < least || size > MOST_BYTES {
-        return Err(Error::invalid(format!("{name}.size is {size}, at least {least} is needed")));
+        return Err(Error::invalid(format!(
+            "{name}.size is {size}, at least {least} is needed"
+        )));
     }
     Ok(size)
 }
 
-/// Copies a size-prefixed input. What the caller's version lacks is zeros; what it has more than ours must be zeros.
+/// A structure that C hands in.
 ///
-/// `least` is the structure's size in its first version.
+/// # Safety
+/// `repr(C)`, begins with its size as `usize`, and any bytes are a value of it (numbers and raw pointers).
+pub(super) unsafe trait Input: Copy {
+    /// Its size in its first version.
+    const LEAST: usize;
+    const NAME: &'static str;
+}
+
+/// Copies a size-prefixed input. What the caller's version lacks is zeros; what it has more than ours must be zeros.
 ///
 /// # Safety
 /// `structure` is NULL or points to as many bytes as its first `usize` says.
-pub(super) unsafe fn input<T>(structure: *const T, least: usize, name: &str) -> Result<T>
-where
-    T: FromBytes + IntoBytes,
-{
-    // SAFETY: as promised by the caller.
-    let size = unsafe { announced(structure, least, name) }?;
+pub(super) unsafe fn input<T: Input>(structure: *const T) -> Result<T> {
+    // SAFETY: as promised by the caller; an `Input` begins with its size.
+    let size = unsafe { announced(structure, T::LEAST, T::NAME) }?;
     // SAFETY: not NULL (checked by `announced`), and so many bytes are there as promised by the caller; nobody writes to
-    // them during the call.
+    // them during the call. C zero-initialises or sets every field, and our structures have no padding.
     let bytes = unsafe { std::slice::from_raw_parts(structure.cast::<u8>(), size) };
-    let mut value = T::new_zeroed();
-    let (known, unknown) = bytes.split_at_checked(size_of::<T>()).unwrap_or((bytes, &[]));
+    let (known, unknown) = bytes
+        .split_at_checked(size_of::<T>())
+        .unwrap_or((bytes, &[]));
     if unknown.iter().any(|&byte| byte != 0) {
-        let what = format!("{name}: fields newer than this library");
+        let what = format!("{}: fields newer than this library", T::NAME);
         return Err(Error::status_of(Status::UnsupportedVersion, what));
     }
-    for (to, from) in value.as_mut_bytes().iter_mut().zip(known) {
-        *to = *from;
-    }
-    Ok(value)
+    let mut value = MaybeUninit::<T>::zeroed();
+    // SAFETY: `known` is at most as long as `T`, and the two are different memory.
+    unsafe {
+        std::ptr::copy_nonoverlapping(known.as_ptr(), value.as_mut_ptr().cast(), known.len())
+    };
+    // SAFETY: every byte is set, to zero or the caller's, and any bytes are a value of an `Input`.
+    Ok(unsafe { value.assume_init() })
 }
 
 /// Copies as much of `value` into a size-prefixed output as the caller has room for, after the size, which becomes what was written.
 ///
 /// # Safety
 /// `structure` is NULL or points to as many writable bytes as its first `usize` says.
-pub(super) unsafe fn output<T>(structure: *mut T, least: usize, value: &T, name: &str) -> Result<()>
+pub(super) unsafe fn output<T>(structure: *mut T, value: &T, name: &str) -> Result<()>
 where
     T: IntoBytes + Immutable,
 {
     // SAFETY: as promised by the caller.
-    let size = unsafe { announced(structure.cast_const(), least, name) }?;
+    let size = unsafe { announced(structure.cast_const(), size_of::<usize>(), name) }?;
     let length = size.min(size_of::<T>());
     let bytes = value.as_bytes();
     // SAFETY: `length` bytes are readable in `value` and writable at `structure`, as promised by the caller; C's structure and our

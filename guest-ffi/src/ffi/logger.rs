@@ -33,8 +33,12 @@ impl Log for Stderr {
 pub(super) fn start() {
     static START: Once = Once::new();
     START.call_once(|| {
-        let level = std::env::var(ENV_LOG).ok().and_then(|level| level.parse().ok());
-        let Some(level) = level.filter(|level| *level != LevelFilter::Off) else { return };
+        let level = std::env::var(ENV_LOG)
+            .ok()
+            .and_then(|level| level.parse().ok());
+        let Some(level) = level.filter(|level| *level != LevelFilter::Off) else {
+            return;
+        };
         if log::set_logger(&Stderr).is_ok() {
             log::set_max_level(level);
         }

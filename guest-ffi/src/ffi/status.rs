@@ -149,7 +149,9 @@ impl hb_status {
 /// One English sentence for a status. Never NULL; lives for ever. Any number may be passed.
 #[unsafe(no_mangle)]
 pub extern "C" fn hb_status_string(status: u32) -> *const c_char {
-    hb_status::from_number(status).map_or(c"unknown status", hb_status::text).as_ptr()
+    hb_status::from_number(status)
+        .map_or(c"unknown status", hb_status::text)
+        .as_ptr()
 }
 
 /// The `VkResult` that a Vulkan driver returns for a status. Any number may be passed.
@@ -163,7 +165,10 @@ pub extern "C" fn hb_status_vk_result(status: u32) -> i32 {
         code::NO_DEVICE => Error::NoDevice(nothing()),
         code::TIMEOUT => Error::Timeout,
         code::INCOMPATIBLE => Error::Incompatible(nothing()),
-        code::IO => Error::Io { what: nothing(), errno: 0 },
+        code::IO => Error::Io {
+            what: nothing(),
+            errno: 0,
+        },
         _ => Error::Internal(nothing()),
     };
     error.vk_result()
@@ -190,7 +195,10 @@ mod tests {
 
     fn string(status: u32) -> String {
         // SAFETY: `hb_status_string` returns C strings that live for ever.
-        unsafe { CStr::from_ptr(hb_status_string(status)) }.to_str().unwrap().to_owned()
+        unsafe { CStr::from_ptr(hb_status_string(status)) }
+            .to_str()
+            .unwrap()
+            .to_owned()
     }
 
     #[test]
@@ -200,7 +208,10 @@ mod tests {
             assert_eq!(ours.text().to_str().unwrap(), status.message());
             assert_eq!(hb_status_vk_result(status.number()), status.vk_result());
         }
-        let ours = ALL.iter().filter(|status| (**status as u32) < code::FIRST).count();
+        let ours = ALL
+            .iter()
+            .filter(|status| (**status as u32) < code::FIRST)
+            .count();
         assert_eq!(ours, Status::ALL.len());
         assert_eq!(string(12345), "unknown status");
         assert_eq!(string(0x10001), "the time to wait is over");

@@ -7,8 +7,11 @@ use hostblob_protocol::request::{Access, CacheMode};
 use hostblob_protocol::virtio_gpu::map_cache;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
+use super::handle::{Input, Kind};
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::fence::Fence;
+use crate::memory::Memory;
 use crate::transport::TransportKind;
 
 /// `memory_type` of `hb_allocate_info`: the first type that has `required_properties`.
@@ -45,8 +48,10 @@ pub const HB_NAME_SIZE: usize = 64;
 pub const HB_MAX_HEAPS: usize = 16;
 /// Most memory types (`VK_MAX_MEMORY_TYPES`).
 pub const HB_MAX_TYPES: usize = 32;
-const _: () = assert!(HB_NAME_SIZE == NAME_SIZE && HB_MAX_HEAPS == MAX_HEAPS && HB_MAX_TYPES == MAX_TYPES);
-const _: () = assert!(HB_CACHE_CACHED == map_cache::CACHED && HB_CACHE_WRITE_COMBINED == map_cache::WC);
+const _: () =
+    assert!(HB_NAME_SIZE == NAME_SIZE && HB_MAX_HEAPS == MAX_HEAPS && HB_MAX_TYPES == MAX_TYPES);
+const _: () =
+    assert!(HB_CACHE_CACHED == map_cache::CACHED && HB_CACHE_WRITE_COMBINED == map_cache::WC);
 
 /// A device: one context at the host. From `hb_device_open`, until `hb_device_close`.
 pub struct hb_device {
@@ -62,9 +67,6 @@ pub struct hb_memory {
 pub struct hb_fence {
     _private: [u8; 0],
 }
-
-/// An address of the caller's, as a number so that any bytes are a value.
-pub(super) type Address = usize;
 
 /// How to open a device. Zero everywhere but `size` is the default.
 #[derive(Debug, Clone, Copy)]
@@ -248,6 +250,45 @@ pub struct hb_statistics {
     pub commands: u64,
 }
 
+// SAFETY: `repr(C)`, begins with its size, and holds numbers and raw pointers alone, without padding (asserted below).
+unsafe impl Input for hb_open_info {
+    const LEAST: usize = 56;
+    const NAME: &'static str = "hb_open_info";
+}
+const _: () = assert!(size_of::<hb_open_info>() == 56);
+
+// SAFETY: as above.
+unsafe impl Input for hb_allocate_info {
+    const LEAST: usize = 48;
+    const NAME: &'static str = "hb_allocate_info";
+}
+const _: () = assert!(size_of::<hb_allocate_info>() == 48);
+
+// SAFETY: as above.
+unsafe impl Input for hb_map_info {
+    const LEAST: usize = 16;
+    const NAME: &'static str = "hb_map_info";
+}
+const _: () = assert!(size_of::<hb_map_info>() == 16);
+
+impl Kind for Device {
+    const TAG: u64 = u64::from_le_bytes(*b"hbdevice");
+    const NAME: &'static str = "device";
+    type Opaque = hb_device;
+}
+
+impl Kind for Memory {
+    const TAG: u64 = u64::from_le_bytes(*b"hbmemory");
+    const NAME: &'static str = "memory";
+    type Opaque = hb_memory;
+}
+
+impl Kind for Fence {
+    const TAG: u64 = u64::from_le_bytes(*b"hb_fence");
+    const NAME: &'static str = "fence";
+    type Opaque = hb_fence;
+}
+
 pub(super) fn cache_mode(number: u32) -> Result<CacheMode> {
     match number {
         HB_CACHE_ANY => Ok(CacheMode::Any),
@@ -275,7 +316,10 @@ fn fill<T: Copy>(into: &mut [T], from: impl IntoIterator<Item = T>) -> u32 {
 
 fn name(into: &mut [c_char; HB_NAME_SIZE], from: &str) {
     let text = from.bytes().take(HB_NAME_SIZE - 1).map(u8::cast_signed);
-    fill(into, text.map(|byte| c_char::from_ne_bytes(byte.to_ne_bytes())));
+    fill(
+        into,
+        text.map(|byte| c_char::from_ne_bytes(byte.to_ne_bytes())),
+    );
 }
 
 impl hb_capabilities {
@@ -287,7 +331,10 @@ impl hb_capabilities {
             max_memory_bytes: capset.limits.max_blob_size,
             max_context_bytes: capset.limits.max_context_bytes,
             max_device_bytes: capset.limits.max_device_bytes,
-            version: [u32::from(capset.offer.major), u32::from(device.agreed().minor)],
+            version: [
+                u32::from(capset.offer.major),
+                u32::from(device.agreed().minor),
+            ],
             transport: match device.transport() {
                 TransportKind::Drm => 0,
                 TransportKind::Socket => 1,
@@ -315,7 +362,11 @@ impl hb_capabilities {
         let heaps = capset.heaps.iter();
         all.heap_count = fill(
             &mut all.heaps,
-            heaps.map(|heap| hb_memory_heap { bytes: heap.size, flags: heap.flags, reserved: 0 }),
+            heaps.map(|heap| hb_memory_heap {
+                bytes: heap.size,
+                flags: heap.flags,
+                reserved: 0,
+            }),
         );
         let types = capset.types.iter().map(|t| hb_memory_type {
             property_flags: t.property_flags,

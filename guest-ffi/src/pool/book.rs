@@ -22,7 +22,11 @@ pub(crate) struct Place {
 
 impl std::fmt::Debug for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Place({}: {}+{})", self.block, self.allocation.offset, self.units)
+        write!(
+            f,
+            "Place({}: {}+{})",
+            self.block, self.allocation.offset, self.units
+        )
     }
 }
 
@@ -45,7 +49,12 @@ pub(crate) struct Book<T> {
 
 impl<T> Default for Book<T> {
     fn default() -> Self {
-        Self { blocks: Vec::new(), recent: 0, live: 0, live_units: 0 }
+        Self {
+            blocks: Vec::new(),
+            recent: 0,
+            live: 0,
+            live_units: 0,
+        }
     }
 }
 
@@ -65,10 +74,16 @@ impl<T> Block<T> {
             return Some((allocation.offset, allocation, units));
         }
         self.space.free(allocation);
-        let padded = units.checked_add(alignment - 1).filter(|&padded| padded <= self.free_units)?;
+        let padded = units
+            .checked_add(alignment - 1)
+            .filter(|&padded| padded <= self.free_units)?;
         let allocation = self.space.allocate(padded)?;
         self.free_units -= padded;
-        Some((allocation.offset.next_multiple_of(alignment), allocation, padded))
+        Some((
+            allocation.offset.next_multiple_of(alignment),
+            allocation,
+            padded,
+        ))
     }
 }
 
@@ -78,8 +93,9 @@ impl<T> Book<T> {
     pub(crate) fn allocate(&mut self, size: u64, alignment: u64) -> Option<(Place, u64, &T)> {
         let (wanted, alignment) = (units(size.max(1))?, units(alignment.max(1))?);
         let count = self.blocks.len();
-        let (index, offset, allocation, units) =
-            (0..count).map(|step| (self.recent + step) % count).find_map(|index| {
+        let (index, offset, allocation, units) = (0..count)
+            .map(|step| (self.recent + step) % count)
+            .find_map(|index| {
                 let block = self.blocks.get_mut(index)?.as_mut()?;
                 let (offset, allocation, units) = block.allocate(wanted, alignment)?;
                 Some((index, offset, allocation, units))
@@ -88,7 +104,15 @@ impl<T> Book<T> {
         self.live += 1;
         self.live_units += u64::from(units);
         let payload = &self.blocks.get(index)?.as_ref()?.payload;
-        Some((Place { block: index, allocation, units }, u64::from(offset) * UNIT, payload))
+        Some((
+            Place {
+                block: index,
+                allocation,
+                units,
+            },
+            u64::from(offset) * UNIT,
+            payload,
+        ))
     }
 
     /// Adds a block of `size` bytes. `None`, and the payload is dropped, where it is too large to be cut.
@@ -96,7 +120,12 @@ impl<T> Book<T> {
         let units = u32::try_from(size / UNIT).ok()?;
         let nodes = u32::try_from(size / BYTES_PER_NODE).ok()?.max(LEAST_NODES);
         let space = Allocator::with_max_allocs(units, nodes);
-        let block = Block { space, free_units: units, units, payload };
+        let block = Block {
+            space,
+            free_units: units,
+            units,
+            payload,
+        };
         let hole = self.blocks.iter().position(Option::is_none);
         self.recent = hole.unwrap_or(self.blocks.len());
         match hole.and_then(|hole| self.blocks.get_mut(hole)) {
@@ -118,7 +147,12 @@ impl<T> Book<T> {
             return None;
         }
         let is_empty = |block: &Block<T>| block.free_units == block.units;
-        let empty_ones = self.blocks.iter().flatten().filter(|block| is_empty(block)).count();
+        let empty_ones = self
+            .blocks
+            .iter()
+            .flatten()
+            .filter(|block| is_empty(block))
+            .count();
         if empty_ones <= 1 {
             return None;
         }
@@ -141,7 +175,9 @@ impl<T> Book<T> {
     /// Blocks that live, and their bytes.
     pub(crate) fn blocks(&self) -> (u64, u64) {
         let live = self.blocks.iter().flatten();
-        live.fold((0, 0), |(count, bytes), b| (count + 1, bytes + u64::from(b.units) * UNIT))
+        live.fold((0, 0), |(count, bytes), b| {
+            (count + 1, bytes + u64::from(b.units) * UNIT)
+        })
     }
 
     /// Allocations that live, and their bytes, alignment included.
@@ -153,10 +189,15 @@ impl<T> Book<T> {
     #[cfg(test)]
     fn trim(&mut self) -> Vec<T> {
         let is_empty = |block: &Option<Block<T>>| {
-            block.as_ref().is_some_and(|block| block.free_units == block.units)
+            block
+                .as_ref()
+                .is_some_and(|block| block.free_units == block.units)
         };
         let empty = self.blocks.iter_mut().filter(|block| is_empty(block));
-        empty.filter_map(Option::take).map(|block| block.payload).collect()
+        empty
+            .filter_map(Option::take)
+            .map(|block| block.payload)
+            .collect()
     }
 }
 
@@ -199,7 +240,8 @@ mod tests {
     fn nodes_run_out_as_an_error() {
         let mut book = Book::default();
         book.add(64 * 1024, ()).unwrap();
-        let places: Vec<_> = std::iter::from_fn(|| book.allocate(64, 64).map(|(p, ..)| p)).collect();
+        let places: Vec<_> =
+            std::iter::from_fn(|| book.allocate(64, 64).map(|(p, ..)| p)).collect();
         assert!(places.len() > 900, "{}", places.len());
         for place in places {
             book.free(place);

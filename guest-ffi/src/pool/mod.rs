@@ -57,7 +57,9 @@ pub(crate) struct Shard {
 
 impl std::fmt::Debug for Shard {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shard").field("memory_type", &self.memory_type).finish_non_exhaustive()
+        f.debug_struct("Shard")
+            .field("memory_type", &self.memory_type)
+            .finish_non_exhaustive()
     }
 }
 
@@ -130,7 +132,13 @@ impl Shard {
             book.free(place);
             return None;
         };
-        Some(Piece { shard: self.clone(), place, client_id, offset, address })
+        Some(Piece {
+            shard: self.clone(),
+            place,
+            client_id,
+            offset,
+            address,
+        })
     }
 
     /// Makes a block and takes a piece of it, unless another thread has made one meanwhile.
@@ -155,7 +163,9 @@ impl Shard {
         };
         growth.next = bytes.saturating_mul(2).min(growth.largest).max(growth.next);
         let mut book = self.book.lock();
-        let piece = book.add(bytes, block).and_then(|()| self.piece(&mut book, size, alignment));
+        let piece = book
+            .add(bytes, block)
+            .and_then(|()| self.piece(&mut book, size, alignment));
         piece.ok_or_else(|| Error::Internal(format!("{size} bytes do not fit {bytes}")))
     }
 
@@ -169,13 +179,23 @@ impl Shard {
             alignment: 0,
             expected_cache: CacheMode::Any,
         };
-        let spec =
-            BlobSpec { blob_id: client_id, size, mappable: true, shareable: false, command: &[] };
+        let spec = BlobSpec {
+            blob_id: client_id,
+            size,
+            mappable: true,
+            shareable: false,
+            command: &[],
+        };
         let what = "allocation of a block";
         let (raw, mapping, _) =
-            self.session.create_blob(spec, &[create.into()], Some("hostblob block"), what)?;
+            self.session
+                .create_blob(spec, &[create.into()], Some("hostblob block"), what)?;
         let blob = Blob::new(self.session.clone(), raw, mapping);
-        Ok(Block { client_id, mapping: blob.mapping()?, _blob: blob })
+        Ok(Block {
+            client_id,
+            mapping: blob.mapping()?,
+            _blob: blob,
+        })
     }
 }
 
@@ -203,10 +223,17 @@ pub(crate) struct Pool {
 impl Pool {
     pub(crate) fn new(session: &Arc<Session>, memory_type: u32, options: &PoolOptions) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        let count = if options.shards == 0 { processors } else { options.shards };
+        let count = if options.shards == 0 {
+            processors
+        } else {
+            options.shards
+        };
         let most = session.capset().limits.max_blob_size / BLOCK_GRANULE * BLOCK_GRANULE;
         let block = |size: u64| {
-            let size = size.max(1).checked_next_multiple_of(BLOCK_GRANULE).unwrap_or(most);
+            let size = size
+                .max(1)
+                .checked_next_multiple_of(BLOCK_GRANULE)
+                .unwrap_or(most);
             size.min(most.max(BLOCK_GRANULE))
         };
         let shard = |_| {
@@ -220,7 +247,9 @@ impl Pool {
                 }),
             })
         };
-        Self { shards: (0..count.clamp(1, MOST_SHARDS)).map(shard).collect() }
+        Self {
+            shards: (0..count.clamp(1, MOST_SHARDS)).map(shard).collect(),
+        }
     }
 
     /// Memory of `size` bytes at a multiple of `alignment`, a power of two.
@@ -240,7 +269,11 @@ impl Pool {
             .ok_or_else(|| Error::Internal("a pool without lists".to_owned()))?;
         let book = shard.book.try_lock();
         if book.is_none() {
-            HOME.set(if locked < PATIENCE { (home, locked + 1) } else { (home + 1, 0) });
+            HOME.set(if locked < PATIENCE {
+                (home, locked + 1)
+            } else {
+                (home + 1, 0)
+            });
         }
         let mut book = book.unwrap_or_else(|| shard.book.lock());
         if let Some(piece) = shard.piece(&mut book, size, alignment) {
@@ -252,14 +285,18 @@ impl Pool {
         if !is_new && let Some(piece) = self.take_from_any(size, alignment) {
             return Ok(piece);
         }
-        shard.grow(size, alignment).or_else(|error| match is_shortage(&error) {
-            true => self.take_from_any(size, alignment).ok_or(error),
-            false => Err(error),
-        })
+        shard
+            .grow(size, alignment)
+            .or_else(|error| match is_shortage(&error) {
+                true => self.take_from_any(size, alignment).ok_or(error),
+                false => Err(error),
+            })
     }
 
     fn take_from_any(&self, size: u64, alignment: u64) -> Option<Piece> {
-        self.shards.iter().find_map(|shard| shard.piece(&mut shard.book.lock(), size, alignment))
+        self.shards
+            .iter()
+            .find_map(|shard| shard.piece(&mut shard.book.lock(), size, alignment))
     }
 
     pub(crate) fn count(&self, into: &mut Statistics) {

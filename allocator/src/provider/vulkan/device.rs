@@ -16,6 +16,8 @@ use super::error::{VulkanError, call};
 use super::instance::Instance;
 use super::physical::{Candidate, DeviceFacts};
 use crate::provider::ProviderError;
+#[cfg(test)]
+use crate::provider::faults::Faults;
 
 /// How long a device that calls itself lost may take to show that it has stopped.
 const LAST_WAIT: Duration = Duration::from_secs(1);
@@ -37,43 +39,8 @@ pub(super) struct Device {
     /// VkDeviceMemory objects that this code made itself (imports); `local` counts its own.
     imports: AtomicU32,
     #[cfg(test)]
-    pub(super) faults: Faults,
+    pub(super) faults: Faults<vk::Result>,
     pub(super) instance: Arc<Instance>,
-}
-
-/// Makes driver calls fail, for tests: lavapipe never runs out of anything and is never lost.
-#[cfg(test)]
-#[derive(Default)]
-pub(super) struct Faults {
-    state: Mutex<(u64, Option<(u64, vk::Result)>)>,
-}
-
-#[cfg(test)]
-impl Faults {
-    /// Fails the call that is `after` calls away from now; with a lost device, each call from then on.
-    pub(super) fn arm(&self, after: u64, result: vk::Result) {
-        let mut state = self.state.lock();
-        let at = state.0 + after;
-        state.1 = Some((at, result));
-    }
-
-    /// Calls so far.
-    pub(super) fn calls(&self) -> u64 {
-        self.state.lock().0
-    }
-
-    fn next(&self) -> Result<(), vk::Result> {
-        let mut state = self.state.lock();
-        let now = state.0;
-        state.0 += 1;
-        match state.1 {
-            Some((at, result)) if now == at => Err(result),
-            Some((at, vk::Result::ERROR_DEVICE_LOST)) if now > at => {
-                Err(vk::Result::ERROR_DEVICE_LOST)
-            }
-            _ => Ok(()),
-        }
-    }
 }
 
 impl Device {
@@ -117,7 +84,7 @@ impl Device {
             lost: OnceLock::new(),
             imports: AtomicU32::new(0),
             #[cfg(test)]
-            faults: Faults::default(),
+            faults: Faults::new(vk::Result::ERROR_DEVICE_LOST),
             instance,
         };
         device.timeline = device.make_timeline()?;

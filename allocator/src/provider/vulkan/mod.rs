@@ -7,8 +7,7 @@
 //! | `probe`, `types` | what is offered: what works, and how the guest sees it |
 //! | `commands`, `worker`, `waiter` | how work runs: recording, the thread that submits, the thread that answers |
 //!
-//! Two threads serve all sessions. A session only sends messages to the first, so `submit` never meets a driver.
-//! They end when the provider and its last session are dropped, after the work in flight.
+//! Two threads serve all sessions; `front`, `desk` and `lane` beside this folder are what providers with threads share.
 
 mod attach;
 mod commands;
@@ -25,18 +24,15 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread;
 
-use crossbeam_channel::Sender;
-
-use super::outlet::Outlet;
+use super::desk::Desk;
+use super::front::Threads;
 use super::udmabuf::Udmabuf;
 use super::{
     CompletionSink, Description, DeviceSelector, Options, Placement, Provider, ProviderKind,
-    Request, Session, property,
+    Session, property,
 };
 use attach::Attacher;
 use commands::Commands;
@@ -45,14 +41,15 @@ use instance::Instance;
 use local::LocalPool;
 use physical::Candidate;
 use types::{HostMemory, View};
-use waiter::{Answers, Lane};
-use worker::{ToWorker, Worker};
+use waiter::Answers;
+use worker::{VulkanGpu, Worker};
 
+pub use super::trial::ProbeOutcome;
 pub use attach::Strategy;
 pub use error::VulkanError;
 pub use instance::ValidationCounter;
 pub use physical::{DeviceClass, DeviceFacts};
-pub use probe::{Probe, ProbeOutcome, ProbeRow};
+pub use probe::{Probe, ProbeRow};
 
 /// A host GPU through Vulkan.
 pub struct VulkanProvider {
@@ -60,7 +57,6 @@ pub struct VulkanProvider {
     facts: DeviceFacts,
     probe: Probe,
     counter: Arc<ValidationCounter>,
-    next_session: AtomicU64,
     threads: Arc<Threads>,
     #[cfg(test)]
     device: std::sync::Weak<Device>,
@@ -131,69 +127,7 @@ impl Provider for VulkanProvider {
     }
 
     fn connect(&self, sink: CompletionSink) -> Box<dyn Session> {
-        let outlet = Arc::new(Outlet::new(sink));
-        let id = self.next_session.fetch_add(1, Ordering::Relaxed);
-        self.threads.send(ToWorker::Open {
-            session: id,
-            lane: Lane::new(Arc::clone(&outlet)),
-        });
-        Box::new(VulkanSession {
-            id,
-            outlet,
-            threads: Arc::clone(&self.threads),
-        })
-    }
-}
-
-struct VulkanSession {
-    id: u64,
-    outlet: Arc<Outlet>,
-    threads: Arc<Threads>,
-}
-
-impl Session for VulkanSession {
-    fn submit(&mut self, sequence: u64, request: Request) {
-        let sent = self.threads.send(ToWorker::Request {
-            session: self.id,
-            sequence,
-            request,
-        });
-        if !sent {
-            self.outlet.deliver_gone(sequence);
-        }
-    }
-}
-
-impl Drop for VulkanSession {
-    fn drop(&mut self) {
-        self.outlet.close();
-        self.threads.send(ToWorker::Close { session: self.id });
-    }
-}
-
-/// The provider's threads, held by it and its sessions; the last one to go ends them.
-struct Threads {
-    /// Taken in `drop`, which ends the worker, which ends the waiter.
-    sender: Option<Sender<ToWorker>>,
-    worker: Option<JoinHandle<()>>,
-}
-
-impl Threads {
-    fn send(&self, message: ToWorker) -> bool {
-        self.sender
-            .as_ref()
-            .is_some_and(|sender| sender.send(message).is_ok())
-    }
-}
-
-impl Drop for Threads {
-    fn drop(&mut self) {
-        self.sender = None;
-        if let Some(worker) = self.worker.take()
-            && worker.join().is_err()
-        {
-            log::error!("the Vulkan thread panicked");
-        }
+        self.threads.connect(sink)
     }
 }
 
@@ -264,24 +198,25 @@ impl Engine {
             memory_limit,
         );
         let pool = LocalPool::new(&device, local_limit(&view))?;
-        let worker = Worker {
-            sessions: HashMap::new(),
-            pending: Vec::new(),
+        let description = Arc::new(describe(&device, &attacher, &view));
+        let gpu = VulkanGpu {
             commands,
-            description: Arc::new(describe(&device, &attacher, &view)),
             attacher,
             pool,
             host_types: view.host,
             device,
+        };
+        let worker = Worker {
+            desk: Desk::new(gpu, description),
         };
         Ok(Self { worker, probe })
     }
 
     fn start(self, counter: Arc<ValidationCounter>) -> Result<VulkanProvider, VulkanError> {
         let Self { worker, probe } = self;
-        let description = Arc::clone(&worker.description);
-        let facts = worker.device.facts.clone();
-        let device = Arc::clone(&worker.device);
+        let description = Arc::clone(worker.desk.description());
+        let facts = worker.desk.gpu.device.facts.clone();
+        let device = Arc::clone(&worker.desk.gpu.device);
         #[cfg(test)]
         let weak = Arc::downgrade(&device);
         let no_thread = |error: std::io::Error| VulkanError::Host {
@@ -313,11 +248,7 @@ impl Engine {
             facts,
             probe,
             counter,
-            next_session: AtomicU64::new(0),
-            threads: Arc::new(Threads {
-                sender: Some(sender),
-                worker: Some(thread),
-            }),
+            threads: Threads::new(sender, thread),
             #[cfg(test)]
             device: weak,
         })

@@ -1,13 +1,9 @@
 //! What a device really does, as opposed to what it says.
 //!
-//! For each strategy and each of the host's memory types: two page ranges of a scratch memfd are attached, written through
-//! the file, copied by the GPU, read back through the file, and compared; then the same again with other bytes (a driver
-//! that copies at import, or a stale cache, is caught here), and filled by the GPU and read. What passes may be offered to
-//! guests, nothing else. The files are reached by `pread` and `pwrite`, not by the mapping that was
-//! imported: it is the pages that must be shared, as a VMM sees them by a mapping of its own.
+//! Each strategy is tried with each of the host's memory types, as `trial` says. What passes may be offered to guests,
+//! nothing else.
 
 use std::fmt;
-use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use ash::vk;
@@ -17,35 +13,8 @@ use super::commands::Commands;
 use super::device::Device;
 use super::types::may_be_window;
 use crate::provider::ProviderError;
-use crate::provider::mapping::{SharedFile, sealed_memfd};
+use crate::provider::trial::{ProbeOutcome, Scratch, Trial};
 use crate::provider::udmabuf::Udmabuf;
-
-/// What came of trying a memory type with a strategy.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ProbeOutcome {
-    /// Bytes went both ways.
-    Works,
-    /// Bytes went both ways, but the type is not host-visible and coherent, or is one of a special kind: not offered.
-    WorksButUnfit,
-    /// The strategy is not there: the extension or the device node.
-    NotOffered(String),
-    /// The driver refused.
-    Refused(String),
-    /// The driver accepted, and the bytes were not there.
-    WrongBytes(String),
-}
-
-impl fmt::Display for ProbeOutcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Works => f.write_str("works"),
-            Self::WorksButUnfit => f.write_str("works, not offered: not host-visible and coherent"),
-            Self::NotOffered(why) => write!(f, "not offered: {why}"),
-            Self::Refused(why) => write!(f, "refused: {why}"),
-            Self::WrongBytes(what) => write!(f, "WRONG BYTES: {what}"),
-        }
-    }
-}
 
 /// One line of the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -208,123 +177,61 @@ fn missing(device: &Device, strategy: Strategy, udmabuf: Option<&String>) -> Opt
     None
 }
 
-/// The bytes of the scratch file: a range to write, one to copy to, and one before them so that offsets are not 0.
-struct Scratch {
-    reader: OwnedFd,
-    source: GpuBytes,
-    destination: GpuBytes,
-    grain: u64,
-}
-
 fn attempt(
     attacher: &Attacher,
     commands: &mut Commands,
     memory_type: u32,
 ) -> Result<(), ProbeOutcome> {
-    let scratch = Scratch::new(attacher, memory_type)
-        .map_err(|error| ProbeOutcome::Refused(error.to_string()))?;
-    let outcome = scratch.exercise(commands);
+    let scratch = Scratch::new(attacher.alignment())?;
+    let attach = |offset| {
+        attacher.attach(&Target {
+            file: &scratch.file,
+            offset,
+            length: attacher.alignment(),
+            memory_type,
+        })
+    };
+    let mut attempt = Attempt {
+        source: attach(scratch.source())?,
+        destination: attach(scratch.destination())?,
+        length: attacher.alignment(),
+        commands,
+    };
+    let outcome = scratch.exercise(&mut attempt);
     if outcome.is_err() {
         // Whatever failed, nothing of ours may be pending when the buffers go.
-        let _ = commands.submit();
-        let _ = commands.wait(commands.submitted());
+        let _ = attempt.finish();
     }
     outcome
 }
 
-impl Scratch {
-    fn new(attacher: &Attacher, memory_type: u32) -> Result<Self, ProviderError> {
-        let host = |error: rustix::io::Errno| {
-            ProviderError::OutOfHostMemory(format!("scratch file: {error}"))
-        };
-        let grain = attacher.alignment();
-        let descriptor = sealed_memfd("hostblob-probe", 3 * grain).map_err(host)?;
-        let reader = rustix::io::fcntl_dupfd_cloexec(&descriptor, 0).map_err(host)?;
-        let file = Arc::new(SharedFile::new(descriptor, 3 * grain)?);
-        let attach = |offset| {
-            attacher.attach(&Target {
-                file: &file,
-                offset,
-                length: grain,
-                memory_type,
-            })
-        };
-        Ok(Self {
-            reader,
-            source: attach(grain)?,
-            destination: attach(2 * grain)?,
-            grain,
-        })
+/// A strategy with a memory type, on trial.
+struct Attempt<'a> {
+    source: GpuBytes,
+    destination: GpuBytes,
+    length: u64,
+    commands: &'a mut Commands,
+}
+
+impl Attempt<'_> {
+    fn finish(&mut self) -> Result<(), ProviderError> {
+        let submitted = self.commands.submit().map(drop);
+        let waited = self.commands.wait(self.commands.submitted());
+        submitted.and(waited)
+    }
+}
+
+impl Trial for Attempt<'_> {
+    fn copy(&mut self) -> Result<(), ProviderError> {
+        let region = vk::BufferCopy::default().size(self.length);
+        let (source, destination) = (self.source.buffer.raw, self.destination.buffer.raw);
+        self.commands.copy(source, destination, region)?;
+        self.finish()
     }
 
-    fn exercise(&self, commands: &mut Commands) -> Result<(), ProbeOutcome> {
-        for round in 0..2_u8 {
-            let pattern = self.pattern(round);
-            write_all(&self.reader, &pattern, self.grain)?;
-            let region = vk::BufferCopy::default().size(self.grain);
-            let (source, destination) = (self.source.buffer.raw, self.destination.buffer.raw);
-            commands.copy(source, destination, region).map_err(gpu)?;
-            finish(commands)?;
-            let found = self.read(2 * self.grain)?;
-            compare("a copy by the GPU", &pattern, &found)?;
-        }
-        let value = 0x5AC3_1E7F_u32;
+    fn fill(&mut self, value: u32) -> Result<(), ProviderError> {
         let raw = self.source.buffer.raw;
-        commands.fill(raw, 0, self.grain, value).map_err(gpu)?;
-        finish(commands)?;
-        let expected: Vec<u8> = value
-            .to_le_bytes()
-            .into_iter()
-            .cycle()
-            .take(self.pattern(0).len())
-            .collect();
-        compare("a fill by the GPU", &expected, &self.read(self.grain)?)
+        self.commands.fill(raw, 0, self.length, value)?;
+        self.finish()
     }
-
-    /// Bytes that differ from round to round and have no short period.
-    fn pattern(&self, round: u8) -> Vec<u8> {
-        let mut word = 0x9E37_79B9_u32.wrapping_add(u32::from(round));
-        (0..self.grain)
-            .map(|_| {
-                word = word.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                word.to_be_bytes()[0]
-            })
-            .collect()
-    }
-
-    fn read(&self, offset: u64) -> Result<Vec<u8>, ProbeOutcome> {
-        let mut bytes = vec![0; self.pattern(0).len()];
-        match rustix::io::pread(self.reader.as_fd(), &mut bytes[..], offset) {
-            Ok(count) if count == bytes.len() => Ok(bytes),
-            other => Err(ProbeOutcome::Refused(format!("pread: {other:?}"))),
-        }
-    }
-}
-
-fn write_all(file: &OwnedFd, bytes: &[u8], offset: u64) -> Result<(), ProbeOutcome> {
-    match rustix::io::pwrite(file, bytes, offset) {
-        Ok(count) if count == bytes.len() => Ok(()),
-        other => Err(ProbeOutcome::Refused(format!("pwrite: {other:?}"))),
-    }
-}
-
-fn finish(commands: &mut Commands) -> Result<(), ProbeOutcome> {
-    let number = commands.submit().map_err(gpu)?;
-    commands.wait(number).map_err(gpu)
-}
-
-#[allow(clippy::needless_pass_by_value, reason = "for `map_err`")]
-fn gpu(error: ProviderError) -> ProbeOutcome {
-    ProbeOutcome::Refused(error.to_string())
-}
-
-fn compare(what: &str, expected: &[u8], found: &[u8]) -> Result<(), ProbeOutcome> {
-    let wrong = expected.iter().zip(found).filter(|(e, f)| e != f).count();
-    if wrong == 0 && expected.len() == found.len() {
-        return Ok(());
-    }
-    Err(ProbeOutcome::WrongBytes(format!(
-        "after {what}, {wrong} of {} bytes differ",
-        expected.len()
-    )))
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::provider::contract::{self, Guest};
-use crate::provider::{Choice, ProviderError, inventory};
+use crate::provider::{Choice, ProviderError, Request, inventory};
 
 const INSTALL: &str =
     "install libvulkan1 mesa-vulkan-drivers vulkan-validationlayers or run cargo xtask setup";

@@ -4,7 +4,6 @@
 //! arrive together are recorded into one command buffer. Answers leave in the order of the requests of their
 //! session: at once when nothing of the session is under way, else through the waiter.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use ash::vk;
@@ -14,298 +13,118 @@ use super::attach::{Attacher, GpuBytes, Target};
 use super::commands::Commands;
 use super::device::Device;
 use super::local::LocalPool;
-use super::waiter::{Answers, Batch, Entry, Lane};
-use crate::provider::table::{AttachRange, Attached, CopyRange, Place, Table};
-use crate::provider::{AttachmentId, Completion, Description, ProviderError, Request};
+use super::waiter::Answers;
+use crate::provider::ProviderError;
+use crate::provider::desk::{At, BURST, Desk, Gpu, ToWorker};
+use crate::provider::lane::Batch;
+use crate::provider::mapping::SharedFile;
+use crate::provider::table::AttachRange;
 
-/// Requests that one submission gathers at most: enough to spread its cost, few enough that the first is not kept
-/// waiting by a guest that floods the queue.
-const BURST: usize = 64;
-
-/// What sessions send.
-pub(super) enum ToWorker {
-    Open {
-        session: u64,
-        lane: Arc<Lane>,
-    },
-    Request {
-        session: u64,
-        sequence: u64,
-        request: Request,
-    },
-    Close {
-        session: u64,
-    },
-}
-
-/// All that the thread owns. Fields are dropped in their order: attachments before what they were made of.
-pub(super) struct Worker {
-    pub(super) sessions: HashMap<u64, OpenSession>,
-    pub(super) pending: Vec<Entry>,
+/// The device, as the desk asks of it. Fields are dropped in their order: what is made of the device before it.
+pub(super) struct VulkanGpu {
     pub(super) commands: Commands,
     pub(super) attacher: Attacher,
     pub(super) pool: Arc<LocalPool>,
-    pub(super) description: Arc<Description>,
     /// For each guest memory type, the host's own index.
     pub(super) host_types: Vec<u32>,
     pub(super) device: Arc<Device>,
 }
 
-pub(super) struct OpenSession {
-    table: Table<GpuBytes>,
-    lane: Arc<Lane>,
-}
-
-/// What a request has led to.
-enum Done {
-    /// It is finished.
-    Now,
-    /// It is recorded.
-    Recorded,
-    /// Memory exists and its zeroing is recorded.
-    Allocated(AttachmentId),
-    /// This goes as soon as earlier work is finished.
-    Retired(GpuBytes),
-}
-
-/// A lost device does nothing any more, but lets go of what is released.
-fn after_loss(table: &mut Table<GpuBytes>, request: &Request) -> Done {
-    match request {
-        Request::Release { attachment } => table
-            .remove(*attachment)
-            .map_or(Done::Now, |attached| Done::Retired(attached.bytes)),
-        _ => Done::Now,
-    }
+/// All that the thread owns.
+pub(super) struct Worker {
+    pub(super) desk: Desk<VulkanGpu>,
 }
 
 impl Worker {
     /// Serves until every session and the provider are gone, then waits for all work.
     pub(super) fn run(&mut self, inbox: &Receiver<ToWorker>, answers: &Answers) {
         while let Ok(first) = inbox.recv() {
-            self.handle(first);
+            self.desk.handle(first);
             for message in inbox.try_iter().take(BURST) {
-                self.handle(message);
+                self.desk.handle(message);
             }
             self.flush(answers, inbox.is_empty());
         }
     }
 
-    fn handle(&mut self, message: ToWorker) {
-        match message {
-            ToWorker::Open { session, lane } => {
-                let table = Table::new();
-                self.sessions.insert(session, OpenSession { table, lane });
-            }
-            ToWorker::Request {
-                session,
-                sequence,
-                request,
-            } => self.serve(session, sequence, request),
-            ToWorker::Close { session } => self.close(session),
-        }
-    }
-
-    fn serve(&mut self, id: u64, sequence: u64, request: Request) {
-        // Out of the map while it is served, so that `self` stays free.
-        let Some(mut session) = self.sessions.remove(&id) else {
-            return;
-        };
-        let (result, done) = match self.device.lost() {
-            Some(error) => (Err(error), after_loss(&mut session.table, &request)),
-            None => match self.execute(&mut session.table, request) {
-                Ok(done) => (Ok(()), done),
-                Err(error) => (Err(error), Done::Now),
-            },
-        };
-        let lane = Arc::clone(&session.lane);
-        self.sessions.insert(id, session);
-        self.answer(id, &lane, Completion { sequence, result }, done);
-    }
-
-    fn answer(&mut self, id: u64, lane: &Arc<Lane>, completion: Completion, done: Done) {
-        let on_gpu = matches!(done, Done::Recorded | Done::Allocated(_));
-        if lane.is_clear() && !on_gpu {
-            drop(done);
-            lane.outlet.deliver(completion);
-            return;
-        }
-        let mut entry = Entry::new(lane, Some(completion));
-        entry.on_gpu = on_gpu;
-        match done {
-            Done::Now | Done::Recorded => {}
-            Done::Allocated(attachment) => entry.allocated = Some((id, attachment)),
-            Done::Retired(bytes) => entry = entry.retire(vec![bytes]),
-        }
-        self.pending.push(entry);
-    }
-
-    fn close(&mut self, id: u64) {
-        let Some(OpenSession { table, lane }) = self.sessions.remove(&id) else {
-            return;
-        };
-        if lane.is_clear() {
-            drop(table);
-        } else {
-            let entry = Entry::new(&lane, None).retire(table.into_bytes().collect());
-            self.pending.push(entry);
-        }
-    }
-
     /// Submits what was recorded and passes the answers on.
     fn flush(&mut self, answers: &Answers, idle: bool) {
-        if self.commands.is_open()
-            && let Err(error) = self.commands.submit()
+        let commands = &mut self.desk.gpu.commands;
+        if commands.is_open()
+            && let Err(error) = commands.submit()
         {
-            self.undo(&error);
+            self.desk.undo(&error);
         }
-        if self.pending.is_empty() {
+        let entries = self.desk.take_pending();
+        if entries.is_empty() {
             return;
         }
         let batch = Batch {
-            number: self.commands.submitted(),
-            entries: std::mem::take(&mut self.pending),
+            number: self.desk.gpu.commands.submitted(),
+            entries,
         };
-        answers.settle(&self.device, batch, idle);
+        answers.settle(&self.desk.gpu.device, batch, idle);
     }
+}
 
-    /// A submission failed: what it held is not done, and memory that was not zeroed is not allocated.
-    fn undo(&mut self, error: &ProviderError) {
-        for entry in self.pending.iter_mut().filter(|entry| entry.on_gpu) {
-            entry.fail(error);
-            if let Some((session, attachment)) = entry.allocated.take()
-                && let Some(session) = self.sessions.get_mut(&session)
-            {
-                // Not submitted, so no work is pending on it. It may have been released in the same burst.
-                let _ = session.table.remove(attachment);
-            }
-        }
-    }
-
-    fn execute(
-        &mut self,
-        table: &mut Table<GpuBytes>,
-        request: Request,
-    ) -> Result<Done, ProviderError> {
-        match request {
-            Request::AddFile {
-                file,
-                descriptor,
-                length,
-            } => table.add_file(file, descriptor, length).map(|()| Done::Now),
-            Request::Attach {
-                attachment,
-                file,
-                offset,
-                length,
-                memory_type,
-            } => self.attach(
-                table,
-                &AttachRange {
-                    attachment,
-                    file,
-                    offset,
-                    length,
-                    memory_type,
-                },
-            ),
-            Request::Allocate {
-                attachment,
-                length,
-                memory_type,
-            } => self.allocate(table, attachment, length, memory_type),
-            Request::Release { attachment } => table
-                .remove(attachment)
-                .map(|attached| Done::Retired(attached.bytes)),
-            Request::Fill {
-                attachment,
-                offset,
-                length,
-                value,
-            } => {
-                let buffer = table.check_fill(attachment, offset, length)?.buffer.raw;
-                self.commands.fill(buffer, offset, length, value)?;
-                Ok(Done::Recorded)
-            }
-            Request::Copy {
-                source,
-                source_offset,
-                destination,
-                destination_offset,
-                length,
-            } => self.copy(
-                table,
-                &CopyRange {
-                    source,
-                    source_offset,
-                    destination,
-                    destination_offset,
-                    length,
-                },
-            ),
-        }
-    }
-
-    fn attach(
-        &self,
-        table: &mut Table<GpuBytes>,
-        range: &AttachRange,
-    ) -> Result<Done, ProviderError> {
-        let file = table.check_attach(&self.description, range)?;
-        let bytes = self.attacher.attach(&Target {
-            file: &file,
-            offset: range.offset,
-            length: range.length,
-            memory_type: self.host_type(range.memory_type)?,
-        })?;
-        let place = Place::File {
-            file: range.file,
-            offset: range.offset,
-        };
-        let attached = Attached {
-            length: range.length,
-            place,
-            bytes,
-        };
-        table.insert(range.attachment, attached);
-        Ok(Done::Now)
-    }
-
-    fn allocate(
-        &mut self,
-        table: &mut Table<GpuBytes>,
-        attachment: AttachmentId,
-        length: u64,
-        memory_type: u32,
-    ) -> Result<Done, ProviderError> {
-        table.check_allocate(&self.description, attachment, length, memory_type)?;
-        let bytes = self.pool.allocate(length, self.host_type(memory_type)?)?;
-        self.commands.fill(bytes.buffer.raw, 0, vk::WHOLE_SIZE, 0)?;
-        let attached = Attached {
-            length,
-            place: Place::Own,
-            bytes,
-        };
-        table.insert(attachment, attached);
-        Ok(Done::Allocated(attachment))
-    }
-
-    fn copy(&mut self, table: &Table<GpuBytes>, range: &CopyRange) -> Result<Done, ProviderError> {
-        let (source, destination) = table.check_copy(range)?;
-        let region = vk::BufferCopy {
-            src_offset: range.source_offset,
-            dst_offset: range.destination_offset,
-            size: range.length,
-        };
-        self.commands
-            .copy(source.buffer.raw, destination.buffer.raw, region)?;
-        Ok(Done::Recorded)
-    }
-
+impl VulkanGpu {
     fn host_type(&self, memory_type: u32) -> Result<u32, ProviderError> {
         usize::try_from(memory_type)
             .ok()
             .and_then(|index| self.host_types.get(index))
             .copied()
             .ok_or_else(|| ProviderError::Invalid(format!("memory type {memory_type}")))
+    }
+}
+
+impl Gpu for VulkanGpu {
+    type Bytes = GpuBytes;
+
+    fn lost(&self) -> Option<ProviderError> {
+        self.device.lost()
+    }
+
+    fn attach(
+        &mut self,
+        file: &Arc<SharedFile>,
+        range: &AttachRange,
+    ) -> Result<GpuBytes, ProviderError> {
+        self.attacher.attach(&Target {
+            file,
+            offset: range.offset,
+            length: range.length,
+            memory_type: self.host_type(range.memory_type)?,
+        })
+    }
+
+    fn allocate(&mut self, length: u64, memory_type: u32) -> Result<GpuBytes, ProviderError> {
+        let bytes = self.pool.allocate(length, self.host_type(memory_type)?)?;
+        self.commands.fill(bytes.buffer.raw, 0, vk::WHOLE_SIZE, 0)?;
+        Ok(bytes)
+    }
+
+    fn fill(
+        &mut self,
+        bytes: &GpuBytes,
+        offset: u64,
+        length: u64,
+        value: u32,
+    ) -> Result<(), ProviderError> {
+        self.commands.fill(bytes.buffer.raw, offset, length, value)
+    }
+
+    fn copy(
+        &mut self,
+        source: At<'_, GpuBytes>,
+        destination: At<'_, GpuBytes>,
+        length: u64,
+    ) -> Result<(), ProviderError> {
+        let region = vk::BufferCopy {
+            src_offset: source.offset,
+            dst_offset: destination.offset,
+            size: length,
+        };
+        let (from, to) = (source.bytes.buffer.raw, destination.bytes.buffer.raw);
+        self.commands.copy(from, to, region)
     }
 }

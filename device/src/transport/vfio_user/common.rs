@@ -24,11 +24,8 @@ pub(super) mod status {
 }
 
 /// What a driver may set.
-const DRIVER_BITS: u8 = status::ACKNOWLEDGE
-    | status::DRIVER
-    | status::DRIVER_OK
-    | status::FEATURES_OK
-    | status::FAILED;
+const DRIVER_BITS: u8 =
+    status::ACKNOWLEDGE | status::DRIVER | status::DRIVER_OK | status::FEATURES_OK | status::FAILED;
 
 /// `virtio_pci_common_cfg`, without the fields of features that are not offered.
 #[derive(IntoBytes, Immutable)]
@@ -91,8 +88,13 @@ pub(super) struct CommonConfig {
 impl CommonConfig {
     /// As after reset, offering these features.
     pub(super) fn new(offered: u64) -> Self {
-        let queue =
-            QueueRegisters { size: QUEUE_SIZE, enabled: false, desc: 0, driver: 0, device: 0 };
+        let queue = QueueRegisters {
+            size: QUEUE_SIZE,
+            enabled: false,
+            desc: 0,
+            driver: 0,
+            device: 0,
+        };
         Self {
             offered,
             device_feature_select: 0,
@@ -123,8 +125,13 @@ impl CommonConfig {
             _ => U32::ZERO,
         };
         // A queue that does not exist has size 0 (4.1.5.1.3).
-        let absent =
-            QueueRegisters { size: 0, enabled: false, desc: 0, driver: 0, device: 0 };
+        let absent = QueueRegisters {
+            size: 0,
+            enabled: false,
+            desc: 0,
+            driver: 0,
+            device: 0,
+        };
         let queue = self.selected().unwrap_or(&absent);
         let image = Image {
             device_feature_select: U32::new(self.device_feature_select),
@@ -155,8 +162,10 @@ impl CommonConfig {
             [a, b] => self.write_word(interrupts, offset, u16::from_le_bytes([a, b])),
             [a, b, c, d] => self.write_long(offset, u32::from_le_bytes([a, b, c, d])),
             [a, b, c, d, e, f, g, h] => {
-                let (low, high) =
-                    (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]));
+                let (low, high) = (
+                    u32::from_le_bytes([a, b, c, d]),
+                    u32::from_le_bytes([e, f, g, h]),
+                );
                 match offset {
                     32 | 40 | 48 => match self.write_long(offset, low) {
                         Effect::Done => self.write_long(offset + 4, high),
@@ -313,7 +322,11 @@ impl CommonConfig {
     pub(super) fn queues(&self) -> [Option<Queue>; QUEUES] {
         let event_idx = self.accepted & F_EVENT_IDX != 0;
         self.queues.each_ref().map(|queue| {
-            if queue.enabled { queue.build(event_idx) } else { None }
+            if queue.enabled {
+                queue.build(event_idx)
+            } else {
+                None
+            }
         })
     }
 }
@@ -323,9 +336,15 @@ impl QueueRegisters {
     fn build(&self, event_idx: bool) -> Option<Queue> {
         let mut queue = Queue::new(QUEUE_SIZE).ok()?;
         queue.try_set_size(self.size).ok()?;
-        queue.try_set_desc_table_address(GuestAddress(self.desc)).ok()?;
-        queue.try_set_avail_ring_address(GuestAddress(self.driver)).ok()?;
-        queue.try_set_used_ring_address(GuestAddress(self.device)).ok()?;
+        queue
+            .try_set_desc_table_address(GuestAddress(self.desc))
+            .ok()?;
+        queue
+            .try_set_avail_ring_address(GuestAddress(self.driver))
+            .ok()?;
+        queue
+            .try_set_used_ring_address(GuestAddress(self.device))
+            .ok()?;
         queue.set_event_idx(event_idx);
         queue.set_ready(true);
         Some(queue)

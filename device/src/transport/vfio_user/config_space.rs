@@ -140,40 +140,52 @@ pub(super) struct ConfigSpace {
 impl ConfigSpace {
     /// As after power-on. `window_size` is a power of two.
     pub(super) fn new(window_size: u64) -> Self {
-        let mut space = Self { bytes: [0; SIZE], writable: [0; SIZE] };
+        let mut space = Self {
+            bytes: [0; SIZE],
+            writable: [0; SIZE],
+        };
         let none = U32::ZERO;
         let bars = [none, none, U32::new(BAR_64_PREFETCH), none, none, none];
-        space.put(0, &Header {
-            vendor: U16::new(0x1af4),
-            device: U16::new(0x1050),
-            status: U16::new(STATUS_CAPABILITIES),
-            revision: 1,
-            class: [0x00, 0x80, 0x03],
-            bars,
-            subsystem_vendor: U16::new(0x1af4),
-            subsystem: U16::new(0x1100),
-            capabilities: capability::MSIX,
-            ..Default::default()
-        });
+        space.put(
+            0,
+            &Header {
+                vendor: U16::new(0x1af4),
+                device: U16::new(0x1050),
+                status: U16::new(STATUS_CAPABILITIES),
+                revision: 1,
+                class: [0x00, 0x80, 0x03],
+                bars,
+                subsystem_vendor: U16::new(0x1af4),
+                subsystem: U16::new(0x1100),
+                capabilities: capability::MSIX,
+                ..Default::default()
+            },
+        );
         space.allow(header::COMMAND, &COMMAND_WRITABLE.to_le_bytes());
         space.allow(header::CACHE_LINE, &[0xff]);
         space.allow(header::INTERRUPT_LINE, &[0xff]);
         space.allow(header::BAR0, &(!(VIRTIO_BAR_SIZE - 1)).to_le_bytes());
         space.allow(header::BAR0 + 4, &(!(MSIX_BAR_SIZE - 1)).to_le_bytes());
-        space.allow(header::BAR0 + 8, &(!window_size.saturating_sub(1) & !0xf).to_le_bytes());
+        space.allow(
+            header::BAR0 + 8,
+            &(!window_size.saturating_sub(1) & !0xf).to_le_bytes(),
+        );
         space.add_msix();
         space.add_virtio(window_size);
         space
     }
 
     fn add_msix(&mut self) {
-        self.put(capability::MSIX.into(), &MsixCapability {
-            id: CAP_ID_MSIX,
-            next: capability::COMMON,
-            control: U16::new(VECTORS - 1),
-            table: U32::new(MSIX_TABLE.offset | MSIX_BAR),
-            pending: U32::new(MSIX_PENDING.offset | MSIX_BAR),
-        });
+        self.put(
+            capability::MSIX.into(),
+            &MsixCapability {
+                id: CAP_ID_MSIX,
+                next: capability::COMMON,
+                control: U16::new(VECTORS - 1),
+                table: U32::new(MSIX_TABLE.offset | MSIX_BAR),
+                pending: U32::new(MSIX_PENDING.offset | MSIX_BAR),
+            },
+        );
         let control = usize::from(capability::MSIX) + 2;
         self.allow(control, &(MSIX_ENABLE | MSIX_FUNCTION_MASK).to_le_bytes());
     }
@@ -184,8 +196,17 @@ impl ConfigSpace {
         self.put_virtio(at::ISR, at::DEVICE, cfg_type::ISR, ISR, &[]);
         self.put_virtio(at::DEVICE, at::NOTIFY, cfg_type::DEVICE, DEVICE, &[]);
         let multiplier = NOTIFY_MULTIPLIER.to_le_bytes();
-        self.put_virtio(at::NOTIFY, at::ACCESS, cfg_type::NOTIFY, NOTIFY, &multiplier);
-        let none = Structure { offset: 0, length: 0 };
+        self.put_virtio(
+            at::NOTIFY,
+            at::ACCESS,
+            cfg_type::NOTIFY,
+            NOTIFY,
+            &multiplier,
+        );
+        let none = Structure {
+            offset: 0,
+            length: 0,
+        };
         self.put_virtio(at::ACCESS, at::WINDOW, cfg_type::ACCESS, none, &[0; 4]);
         self.allow(access::BAR, &[0xff]);
         self.allow(access::OFFSET, &[0xff; access::END - access::OFFSET]);
@@ -230,7 +251,9 @@ impl ConfigSpace {
 
     /// Writes at any offset and width what can be written.
     pub(super) fn write(&mut self, offset: u64, data: &[u8]) {
-        let Ok(offset) = usize::try_from(offset) else { return };
+        let Ok(offset) = usize::try_from(offset) else {
+            return;
+        };
         let registers = self.bytes.iter_mut().zip(&self.writable).skip(offset);
         for ((register, mask), value) in registers.zip(data) {
             *register = (*register & !mask) | (value & mask);
@@ -259,7 +282,11 @@ impl ConfigSpace {
         let (offset, length) = (self.long(access::OFFSET), self.long(access::LENGTH));
         let valid = bar <= 5 && matches!(length, 1 | 2 | 4) && offset.is_multiple_of(length);
         let length = usize::try_from(length).ok()?;
-        valid.then_some(BarAccess { region: bar.into(), offset: offset.into(), length })
+        valid.then_some(BarAccess {
+            region: bar.into(),
+            offset: offset.into(),
+            length,
+        })
     }
 
     /// `pci_cfg_data`.
@@ -284,7 +311,13 @@ impl ConfigSpace {
 }
 
 fn virtio_capability(next: u8, cfg_type: u8, length: u8) -> VirtioCapability {
-    VirtioCapability { vendor: CAP_ID_VENDOR, next, length, cfg_type, ..Default::default() }
+    VirtioCapability {
+        vendor: CAP_ID_VENDOR,
+        next,
+        length,
+        cfg_type,
+        ..Default::default()
+    }
 }
 
 fn bar_number(region: u32) -> u8 {

@@ -20,11 +20,11 @@ use vm_memory::mmap::FromRangesError;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 /// Most ranges. Each costs a descriptor and a mapping of the process; QEMU needs about ten.
-pub(super) const MAX_RANGES: usize = 512;
+pub(in crate::transport) const MAX_RANGES: usize = 512;
 
 /// What the VMM asked for and did not get.
 #[derive(Debug, Error)]
-pub(super) enum DmaError {
+pub(in crate::transport) enum DmaError {
     #[error("{size:#x} bytes at {address:#x}: empty, or past the end of the address space")]
     Range { address: u64, size: u64 },
     #[error("{size:#x} bytes at {address:#x} overlap a range that is mapped")]
@@ -52,13 +52,13 @@ struct Range {
 
 /// The ranges, by address.
 #[derive(Debug, Default)]
-pub(super) struct DmaTable {
+pub(in crate::transport) struct DmaTable {
     ranges: BTreeMap<u64, Range>,
 }
 
 impl DmaTable {
     /// Adds a range. `file` is what backs it from `offset` on; it is closed when the range goes, or now if it is not needed.
-    pub(super) fn map(
+    pub(in crate::transport) fn map(
         &mut self,
         address: u64,
         size: u64,
@@ -82,7 +82,7 @@ impl DmaTable {
     }
 
     /// Takes the ranges away that lie in `address .. address + size`, at least one.
-    pub(super) fn unmap(&mut self, address: u64, size: u64) -> Result<(), DmaError> {
+    pub(in crate::transport) fn unmap(&mut self, address: u64, size: u64) -> Result<(), DmaError> {
         let end = self.end(address, size)?;
         let before = self.ranges.range(..address).next_back();
         let cut_at_start =
@@ -95,24 +95,32 @@ impl DmaTable {
         if last.is_none() {
             return Err(DmaError::NotMapped { address, size });
         }
-        self.ranges.retain(|start, _| !(address..end).contains(start));
+        self.ranges
+            .retain(|start, _| !(address..end).contains(start));
         Ok(())
     }
 
     /// Takes all ranges away.
-    pub(super) fn clear(&mut self) {
+    pub(in crate::transport) fn clear(&mut self) {
         self.ranges.clear();
     }
 
     /// The memory object of the ranges as they are now.
-    pub(super) fn memory(&self) -> GuestMemoryMmap {
-        let mapped = self.ranges.values().filter_map(|range| range.mapped.clone()).collect();
+    pub(in crate::transport) fn memory(&self) -> GuestMemoryMmap {
+        let mapped = self
+            .ranges
+            .values()
+            .filter_map(|range| range.mapped.clone())
+            .collect();
         // Sorted and without overlaps, as the table is: only an empty one is an error, and that is the empty memory.
         GuestMemoryMmap::from_arc_regions(mapped).unwrap_or_default()
     }
 
     fn end(&self, address: u64, size: u64) -> Result<u64, DmaError> {
-        address.checked_add(size).filter(|_| size > 0).ok_or(DmaError::Range { address, size })
+        address
+            .checked_add(size)
+            .filter(|_| size > 0)
+            .ok_or(DmaError::Range { address, size })
     }
 }
 
@@ -124,14 +132,26 @@ fn map_file(
 ) -> Result<Arc<GuestRegionMmap>, DmaError> {
     let metadata = file.metadata().map_err(DmaError::NotAFile)?;
     // Of what is not a file (a pipe, a directory) the size means nothing.
-    let length = if metadata.is_file() { metadata.size() } else { 0 };
-    let past_the_end = || DmaError::PastTheEnd { offset, size, length };
+    let length = if metadata.is_file() {
+        metadata.size()
+    } else {
+        0
+    };
+    let past_the_end = || DmaError::PastTheEnd {
+        offset,
+        size,
+        length,
+    };
     if offset.checked_add(size).is_none_or(|end| end > length) {
         return Err(past_the_end());
     }
     let bytes = usize::try_from(size).map_err(|_| past_the_end())?;
     let file = FileOffset::new(file, offset);
-    Ok(Arc::new(GuestRegionMmap::from_range(GuestAddress(address), bytes, Some(file))?))
+    Ok(Arc::new(GuestRegionMmap::from_range(
+        GuestAddress(address),
+        bytes,
+        Some(file),
+    )?))
 }
 
 #[cfg(test)]

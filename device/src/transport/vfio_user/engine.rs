@@ -24,12 +24,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use parking_lot::Mutex;
-use virtio_queue::Queue;
+use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 
 use super::interrupts::{Interrupts, Source};
 use crate::gpu::Response;
-use crate::transport::{Device, Wake};
+use crate::transport::{Device, LateWindow, Wake};
 use crate::virtqueue::{Next, QUEUES, Ring};
 
 /// Commands of one queue in a row before the other, finished GPU work and the end get their turn.
@@ -38,16 +38,38 @@ const TURN: usize = 64;
 /// one interrupt for each, a burst one for this many.
 const RESPONSES_PER_INTERRUPT: usize = 16;
 
+/// How the driver and the queue thread reach each other.
+pub(in crate::transport) trait Signals: Send + Sync + 'static {
+    /// Waits until `wake` is due, or until a driver notified where that does not come as a message.
+    fn wait(&self, wake: &Wake) {
+        wake.wait();
+    }
+    /// Interrupts the driver.
+    fn raise(&self, source: Source);
+    /// The device is reset.
+    fn reset(&self);
+}
+
+impl Signals for Interrupts {
+    fn raise(&self, source: Source) {
+        Interrupts::raise(self, source);
+    }
+
+    fn reset(&self) {
+        Interrupts::reset(self);
+    }
+}
+
 /// The state that both threads use.
 #[derive(Debug)]
-pub(super) struct Engine<D> {
+pub(in crate::transport) struct Engine<D, S = Interrupts> {
     rings: Mutex<Rings>,
     device: Mutex<D>,
     generation: AtomicU32,
     /// A queue broke; the driver has not reset the device yet.
     needs_reset: AtomicBool,
     stopping: AtomicBool,
-    pub(super) interrupts: Interrupts,
+    pub(in crate::transport) interrupts: S,
     wake: Arc<Wake>,
 }
 
@@ -55,6 +77,10 @@ pub(super) struct Engine<D> {
 struct Rings {
     memory: GuestMemoryMmap,
     queues: [Option<(Queue, Ring)>; QUEUES],
+    /// Queues that the VMM stopped, with the chains that the device still holds: a VM that sleeps and wakes goes on with them.
+    stopped: [Option<(Queue, Ring)>; QUEUES],
+    /// Responses to chains of stopped queues.
+    parked: Vec<(Tag, Response)>,
     /// Without it the function must not reach guest memory.
     bus_master: bool,
 }
@@ -84,19 +110,26 @@ impl Tag {
 
 impl<D: Device> Engine<D> {
     pub(super) fn new(device: D, wake: Arc<Wake>) -> Self {
+        Self::with_signals(device, wake, Interrupts::new())
+    }
+}
+
+impl<D: Device, S: Signals> Engine<D, S> {
+    /// An engine whose queues run once they are started and may reach guest memory.
+    pub(in crate::transport) fn with_signals(device: D, wake: Arc<Wake>, signals: S) -> Self {
         Self {
             rings: Mutex::default(),
             device: Mutex::new(device),
             generation: AtomicU32::new(0),
             needs_reset: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
-            interrupts: Interrupts::new(),
+            interrupts: signals,
             wake,
         }
     }
 
     /// A driver notified, or something else may let the queues go on.
-    pub(super) fn wake(&self) {
+    pub(in crate::transport) fn wake(&self) {
         self.wake.wake();
     }
 
@@ -111,12 +144,57 @@ impl<D: Device> Engine<D> {
         self.wake();
     }
 
+    /// Starts one queue. One that goes on where it was stopped keeps its chains, and gets the responses that came meanwhile.
+    pub(in crate::transport) fn start_queue(&self, index: u16, queue: Queue) {
+        let parked = {
+            let mut rings = self.rings.lock();
+            let rings = &mut *rings;
+            let at = usize::from(index);
+            let (Some(slot), Some(stopped)) = (rings.queues.get_mut(at), rings.stopped.get_mut(at))
+            else {
+                return;
+            };
+            let mut parked: Vec<(Tag, Response)> = rings
+                .parked
+                .extract_if(.., |(tag, _)| tag.queue == index)
+                .collect();
+            let ring = match stopped.take() {
+                Some((before, ring)) if before.next_avail() == queue.next_avail() => ring,
+                _ => {
+                    parked.clear();
+                    Ring::new(index)
+                }
+            };
+            *slot = Some((queue, ring));
+            parked
+        };
+        for (tag, response) in &parked {
+            self.give_back(*tag, response);
+        }
+        self.interrupt(index);
+        self.wake();
+    }
+
+    /// Stops one queue. When it returns, guest memory is not touched for it any more. `None` if it does not run.
+    pub(in crate::transport) fn stop_queue(&self, index: u16) -> Option<u16> {
+        let mut rings = self.rings.lock();
+        let rings = &mut *rings;
+        let (queue, ring) = rings.queues.get_mut(usize::from(index))?.take()?;
+        let next = queue.next_avail();
+        *rings.stopped.get_mut(usize::from(index))? = Some((queue, ring));
+        Some(next)
+    }
+
     /// Stops the queues and resets the device; what was under way is dropped. When it returns, nothing of before is left.
-    pub(super) fn reset(&self) {
+    pub(in crate::transport) fn reset(&self) {
         let stopped = {
             let mut rings = self.rings.lock();
             self.generation.fetch_add(1, Ordering::SeqCst);
-            std::mem::take(&mut rings.queues)
+            rings.parked.clear();
+            (
+                std::mem::take(&mut rings.queues),
+                std::mem::take(&mut rings.stopped),
+            )
         };
         drop(stopped);
         self.device.lock().reset();
@@ -125,14 +203,14 @@ impl<D: Device> Engine<D> {
     }
 
     /// Replaces the guest memory. When it returns the old one is not used any more.
-    pub(super) fn set_memory(&self, memory: GuestMemoryMmap) {
+    pub(in crate::transport) fn set_memory(&self, memory: GuestMemoryMmap) {
         let old = std::mem::replace(&mut self.rings.lock().memory, memory);
         drop(old);
         self.wake();
     }
 
     /// Whether the function may reach guest memory.
-    pub(super) fn set_bus_master(&self, enabled: bool) {
+    pub(in crate::transport) fn set_bus_master(&self, enabled: bool) {
         self.rings.lock().bus_master = enabled;
         self.wake();
     }
@@ -143,12 +221,12 @@ impl<D: Device> Engine<D> {
     }
 
     /// Uses the device between commands.
-    pub(super) fn with_device<R>(&self, f: impl FnOnce(&mut D) -> R) -> R {
+    pub(in crate::transport) fn with_device<R>(&self, f: impl FnOnce(&mut D) -> R) -> R {
         f(&mut self.device.lock())
     }
 
     /// Ends [`Self::run`] after its current command.
-    pub(super) fn stop(&self) {
+    pub(in crate::transport) fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
         self.wake();
     }
@@ -157,16 +235,21 @@ impl<D: Device> Engine<D> {
         self.stopping.load(Ordering::SeqCst)
     }
 
-    /// The queue thread.
-    pub(super) fn run(&self) {
+    /// The queue thread, where the guest reaches the window from the beginning.
+    pub(in crate::transport) fn run(&self) {
+        self.run_with(&mut LateWindow::premapped());
+    }
+
+    /// The queue thread, where `window` has to be mapped first.
+    pub(in crate::transport) fn run_with(&self, window: &mut LateWindow<'_>) {
         let mut command = Vec::new();
         while !self.stopping() {
-            self.wake.wait();
+            self.interrupts.wait(&self.wake);
             let mut more = true;
             while more && !self.stopping() {
                 more = false;
                 for queue in (0..).take(QUEUES) {
-                    more |= self.serve(queue, &mut command);
+                    more |= self.serve(queue, &mut command, window);
                 }
                 self.give_back_completed();
             }
@@ -174,19 +257,25 @@ impl<D: Device> Engine<D> {
     }
 
     /// Executes commands of a queue until there are none or its turn is over; whether there may be more.
-    fn serve(&self, queue: u16, command: &mut Vec<u8>) -> bool {
+    fn serve(&self, queue: u16, command: &mut Vec<u8>, window: &mut LateWindow<'_>) -> bool {
         let mut responses = 0;
         let mut more = true;
         for _ in 0..TURN {
             let tag = match self.next(queue, command) {
                 Some((_, Next::Again)) => continue,
-                Some((generation, Next::Command(head))) => Tag { generation, queue, head },
+                Some((generation, Next::Command(head))) => Tag {
+                    generation,
+                    queue,
+                    head,
+                },
                 Some((_, Next::Empty | Next::Unreachable)) | None => {
                     more = false;
                     break;
                 }
             };
-            let Some(response) = self.execute(tag, command) else { continue };
+            let Some(response) = self.execute(tag, command, window) else {
+                continue;
+            };
             self.give_back(tag, &response);
             responses += 1;
             if responses % RESPONSES_PER_INTERRUPT == 0 {
@@ -200,7 +289,12 @@ impl<D: Device> Engine<D> {
     /// Takes a step on a queue; none if it does not run. The generation is that of the queue.
     fn next(&self, index: u16, command: &mut Vec<u8>) -> Option<(u32, Next)> {
         let mut rings = self.rings.lock();
-        let Rings { memory, queues, bus_master } = &mut *rings;
+        let Rings {
+            memory,
+            queues,
+            bus_master,
+            ..
+        } = &mut *rings;
         let slot = queues.get_mut(usize::from(index)).filter(|_| *bus_master)?;
         let (queue, ring) = slot.as_mut()?;
         let generation = self.generation.load(Ordering::SeqCst);
@@ -218,20 +312,50 @@ impl<D: Device> Engine<D> {
         }
     }
 
-    fn execute(&self, tag: Tag, command: &[u8]) -> Option<Response> {
-        let mut device = self.device.lock();
-        if self.generation.load(Ordering::SeqCst) != tag.generation {
-            return None;
+    fn execute(&self, tag: Tag, command: &[u8], window: &mut LateWindow<'_>) -> Option<Response> {
+        // Under no lock: to map the window the VMM changes the memory first, and waits until that is done.
+        if D::needs_window(command)
+            && let Some(mapped) = window.map(tag.generation)
+        {
+            self.device.lock().set_window_mapped(mapped);
         }
-        device.execute(tag.pack(), command)
+        let (response, window_in_use) = {
+            let mut device = self.device.lock();
+            if self.generation.load(Ordering::SeqCst) != tag.generation {
+                return None;
+            }
+            let response = device.execute(tag.pack(), command);
+            (response, device.window_in_use())
+        };
+        if !window_in_use {
+            // Before the response: a guest that has let go of everything may reset the device next.
+            window.unmap(tag.generation);
+        }
+        response
     }
 
     fn give_back(&self, tag: Tag, response: &Response) {
-        self.with_ring(tag.queue, |queue, ring, memory| {
-            if self.generation.load(Ordering::SeqCst) == tag.generation {
+        let mut rings = self.rings.lock();
+        if self.generation.load(Ordering::SeqCst) != tag.generation {
+            return;
+        }
+        let Rings {
+            memory,
+            queues,
+            stopped,
+            parked,
+            bus_master,
+        } = &mut *rings;
+        let at = usize::from(tag.queue);
+        match queues.get_mut(at) {
+            Some(Some((queue, ring))) if *bus_master => {
                 ring.finish(queue, memory, tag.head, response.as_bytes());
             }
-        });
+            _ if stopped.get(at).is_some_and(Option::is_some) => {
+                parked.push((tag, response.clone()));
+            }
+            _ => {}
+        }
     }
 
     fn give_back_completed(&self) {
@@ -248,8 +372,9 @@ impl<D: Device> Engine<D> {
     }
 
     fn interrupt(&self, index: u16) {
-        if self.with_ring(index, |queue, ring, memory| ring.wants_interrupt(queue, memory))
-            == Some(true)
+        if self.with_ring(index, |queue, ring, memory| {
+            ring.wants_interrupt(queue, memory)
+        }) == Some(true)
         {
             self.interrupts.raise(Source::Queue(index));
         }
@@ -261,7 +386,12 @@ impl<D: Device> Engine<D> {
         f: impl FnOnce(&mut Queue, &mut Ring, &GuestMemoryMmap) -> R,
     ) -> Option<R> {
         let mut rings = self.rings.lock();
-        let Rings { memory, queues, bus_master } = &mut *rings;
+        let Rings {
+            memory,
+            queues,
+            bus_master,
+            ..
+        } = &mut *rings;
         let slot = queues.get_mut(usize::from(index)).filter(|_| *bus_master)?;
         let (queue, ring) = slot.as_mut()?;
         Some(f(queue, ring, memory))
@@ -274,7 +404,11 @@ mod tests {
 
     #[test]
     fn tags_come_back_as_they_were() {
-        let tag = Tag { generation: 0xfedc_ba98, queue: 1, head: 255 };
+        let tag = Tag {
+            generation: 0xfedc_ba98,
+            queue: 1,
+            head: 255,
+        };
         assert_eq!(Tag::unpack(tag.pack()), tag);
         assert_eq!(tag.pack(), 0xfedc_ba98_0001_00ff);
     }

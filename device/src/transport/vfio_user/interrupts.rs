@@ -20,7 +20,7 @@ const ISR_CONFIG: u8 = 2;
 
 /// What interrupts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Source {
+pub(in crate::transport) enum Source {
     /// The device status or configuration changed.
     Config,
     /// A queue has used buffers.
@@ -36,7 +36,7 @@ struct Vector {
 
 /// All interrupts of the device.
 #[derive(Debug)]
-pub(super) struct Interrupts {
+pub(in crate::transport) struct Interrupts {
     vectors: Mutex<[Vector; VECTORS as usize]>,
     /// Vector of the configuration, then of each queue.
     routes: [AtomicU16; 3],
@@ -63,7 +63,8 @@ impl Interrupts {
 
     /// The vector that the driver gave the source.
     pub(super) fn vector(&self, source: Source) -> u16 {
-        self.slot(source).map_or(NO_VECTOR, |slot| slot.load(Ordering::SeqCst))
+        self.slot(source)
+            .map_or(NO_VECTOR, |slot| slot.load(Ordering::SeqCst))
     }
 
     /// Gives the source a vector. One that does not exist reads back as none (4.1.5.1.2).
@@ -78,7 +79,11 @@ impl Interrupts {
     pub(super) fn raise(&self, source: Source) {
         if !self.msix.load(Ordering::SeqCst) {
             // There is no interrupt pin: a driver without MSI-X polls this byte.
-            let bit = if source == Source::Config { ISR_CONFIG } else { ISR_QUEUE };
+            let bit = if source == Source::Config {
+                ISR_CONFIG
+            } else {
+                ISR_QUEUE
+            };
             self.isr.fetch_or(bit, Ordering::SeqCst);
         }
         let vector = self.vector(source);
@@ -114,17 +119,24 @@ impl Interrupts {
             rustix::fs::fcntl_setfl(trigger, flags | rustix::fs::OFlags::NONBLOCK)?;
         }
         let count = u32::try_from(triggers.len()).unwrap_or(u32::MAX);
-        self.each(start, count, triggers.into_iter().map(Some), |vector, trigger| {
-            vector.trigger = trigger;
-            if std::mem::take(&mut vector.pending) {
-                vector.fire();
-            }
-        })
+        self.each(
+            start,
+            count,
+            triggers.into_iter().map(Some),
+            |vector, trigger| {
+                vector.trigger = trigger;
+                if std::mem::take(&mut vector.pending) {
+                    vector.fire();
+                }
+            },
+        )
     }
 
     /// Takes the triggers of `count` vectors away.
     pub(super) fn disconnect(&self, start: u32, count: u32) -> io::Result<()> {
-        self.each(start, count, std::iter::repeat(()), |vector, ()| vector.trigger = None)
+        self.each(start, count, std::iter::repeat(()), |vector, ()| {
+            vector.trigger = None
+        })
     }
 
     /// Takes all triggers away.
@@ -134,7 +146,9 @@ impl Interrupts {
 
     /// Fires vectors as the VMM asks (`VFIO_IRQ_SET_DATA_NONE`).
     pub(super) fn fire(&self, start: u32, count: u32) -> io::Result<()> {
-        self.each(start, count, std::iter::repeat(()), |vector, ()| vector.fire())
+        self.each(start, count, std::iter::repeat(()), |vector, ()| {
+            vector.fire()
+        })
     }
 
     /// Routes and what has happened are forgotten; the VMM's triggers stay (virtio 1.3, 2.4.1; VFIO keeps them too).
@@ -158,7 +172,11 @@ impl Interrupts {
         let mut vectors = self.vectors.lock();
         let range = usize::try_from(start)
             .ok()
-            .zip(start.checked_add(count).and_then(|end| usize::try_from(end).ok()))
+            .zip(
+                start
+                    .checked_add(count)
+                    .and_then(|end| usize::try_from(end).ok()),
+            )
             .and_then(|(start, end)| vectors.get_mut(start..end))
             .ok_or(io::ErrorKind::InvalidInput)?;
         for (vector, value) in range.iter_mut().zip(values) {
@@ -204,13 +222,19 @@ mod tests {
         let interrupts = Interrupts::new();
         interrupts.set_msix(true);
         let fds = [eventfd(), eventfd(), eventfd()];
-        interrupts.connect(0, fds.iter().map(file).collect()).unwrap();
+        interrupts
+            .connect(0, fds.iter().map(file).collect())
+            .unwrap();
         interrupts.set_vector(Source::Queue(0), 2);
         interrupts.raise(Source::Queue(0));
         interrupts.raise(Source::Queue(1));
         interrupts.raise(Source::Config);
         assert_eq!(fds.each_ref().map(count), [0, 0, 1]);
-        assert_eq!(interrupts.take_isr(), 0, "the byte is for drivers without MSI-X (4.1.4.5)");
+        assert_eq!(
+            interrupts.take_isr(),
+            0,
+            "the byte is for drivers without MSI-X (4.1.4.5)"
+        );
         interrupts.set_vector(Source::Queue(0), 3);
         assert_eq!(interrupts.vector(Source::Queue(0)), NO_VECTOR);
         assert_eq!(interrupts.vector(Source::Queue(2)), NO_VECTOR);
@@ -236,7 +260,10 @@ mod tests {
         assert_eq!((count(&fd), interrupts.pending()), (1, [0; 8]));
         interrupts.disconnect(1, 1).unwrap();
         interrupts.raise(Source::Config);
-        assert_eq!((count(&fd), interrupts.pending()), (0, [2, 0, 0, 0, 0, 0, 0, 0]));
+        assert_eq!(
+            (count(&fd), interrupts.pending()),
+            (0, [2, 0, 0, 0, 0, 0, 0, 0])
+        );
         interrupts.reset();
         assert_eq!(interrupts.pending(), [0; 8]);
     }
@@ -248,7 +275,11 @@ mod tests {
         for (start, count) in [(0, 4), (3, 1), (2, 2), (u32::MAX, 2)] {
             assert!(interrupts.fire(start, count).is_err());
             assert!(interrupts.disconnect(start, count).is_err());
-            assert!(interrupts.connect(start, (0..count).map(|_| file(&fd)).collect()).is_err());
+            assert!(
+                interrupts
+                    .connect(start, (0..count).map(|_| file(&fd)).collect())
+                    .is_err()
+            );
         }
         assert_eq!((count(&fd), interrupts.pending()), (0, [0; 8]));
         interrupts.fire(3, 0).unwrap();

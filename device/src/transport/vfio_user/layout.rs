@@ -24,13 +24,25 @@ pub(super) const CONFIG: u32 = VFIO_PCI_CONFIG_REGION_INDEX;
 /// Bytes of BAR 0.
 pub(super) const VIRTIO_BAR_SIZE: u32 = 0x4000;
 /// Common configuration (virtio 1.3, 4.1.4.3).
-pub(super) const COMMON: Structure = Structure { offset: 0, length: 56 };
+pub(super) const COMMON: Structure = Structure {
+    offset: 0,
+    length: 56,
+};
 /// ISR status (4.1.4.5).
-pub(super) const ISR: Structure = Structure { offset: 0x1000, length: 4 };
+pub(super) const ISR: Structure = Structure {
+    offset: 0x1000,
+    length: 4,
+};
 /// Device configuration (4.1.4.6). Longer than what is in it: bytes past that read as zeros.
-pub(super) const DEVICE: Structure = Structure { offset: 0x2000, length: 0x1000 };
+pub(super) const DEVICE: Structure = Structure {
+    offset: 0x2000,
+    length: 0x1000,
+};
 /// Notifications (4.1.4.4): queue n at n times the multiplier.
-pub(super) const NOTIFY: Structure = Structure { offset: 0x3000, length: 0x1000 };
+pub(super) const NOTIFY: Structure = Structure {
+    offset: 0x3000,
+    length: 0x1000,
+};
 /// `notify_off_multiplier`.
 pub(super) const NOTIFY_MULTIPLIER: u32 = 4;
 
@@ -39,9 +51,15 @@ pub(super) const MSIX_BAR_SIZE: u32 = 0x1000;
 /// Interrupt vectors: configuration changes and each queue.
 pub(super) const VECTORS: u16 = 3;
 /// The MSI-X table in BAR 1. A VMM emulates it and keeps it from the guest; here it is plain memory.
-pub(super) const MSIX_TABLE: Structure = Structure { offset: 0, length: 48 };
+pub(super) const MSIX_TABLE: Structure = Structure {
+    offset: 0,
+    length: 48,
+};
 /// The pending bits in BAR 1.
-pub(super) const MSIX_PENDING: Structure = Structure { offset: 0x800, length: 8 };
+pub(super) const MSIX_PENDING: Structure = Structure {
+    offset: 0x800,
+    length: 8,
+};
 
 /// Bytes of the configuration space: a conventional PCI function.
 pub(super) const CONFIG_SIZE: u32 = 256;
@@ -63,7 +81,9 @@ impl Structure {
 
 /// Copies what `data` covers of `bytes`, from `offset` on. What lies past the end stays as it is.
 pub(super) fn read_at(bytes: &[u8], offset: u64, data: &mut [u8]) {
-    let from = usize::try_from(offset).ok().and_then(|offset| bytes.get(offset..));
+    let from = usize::try_from(offset)
+        .ok()
+        .and_then(|offset| bytes.get(offset..));
     for (to, from) in data.iter_mut().zip(from.unwrap_or_default()) {
         *to = *from;
     }
@@ -85,7 +105,10 @@ pub(super) fn region_size(region: u32, window_size: u64) -> u64 {
 /// The window carries the sparse-mmap capability with its whole range: QEMU maps nothing without it, and traps each access.
 pub(super) fn regions(window: std::os::fd::RawFd, window_size: u64) -> Vec<ServerRegion> {
     let argsz = u32::try_from(size_of::<vfio_region_info>()).unwrap_or(u32::MAX);
-    let whole_window = vfio_region_sparse_mmap_area { offset: 0, size: window_size };
+    let whole_window = vfio_region_sparse_mmap_area {
+        offset: 0,
+        size: window_size,
+    };
     (0..VFIO_PCI_NUM_REGIONS)
         .map(|index| {
             let size = region_size(index, window_size);
@@ -96,7 +119,13 @@ pub(super) fn regions(window: std::os::fd::RawFd, window_size: u64) -> Vec<Serve
                 (_, false) => access,
                 (_, true) => access | VFIO_REGION_INFO_FLAG_MMAP,
             };
-            let region_info = vfio_region_info { argsz, flags, index, size, ..Default::default() };
+            let region_info = vfio_region_info {
+                argsz,
+                flags,
+                index,
+                size,
+                ..Default::default()
+            };
             ServerRegion {
                 region_info,
                 sparse_areas: if mappable {
@@ -114,10 +143,16 @@ pub(super) fn regions(window: std::os::fd::RawFd, window_size: u64) -> Vec<Serve
 pub(super) fn interrupts() -> Vec<IrqInfo> {
     (0..VFIO_PCI_NUM_IRQS)
         .map(|index| match index {
-            VFIO_PCI_MSIX_IRQ_INDEX => {
-                IrqInfo { index, flags: VFIO_IRQ_INFO_EVENTFD, count: VECTORS.into() }
-            }
-            _ => IrqInfo { index, flags: 0, count: 0 },
+            VFIO_PCI_MSIX_IRQ_INDEX => IrqInfo {
+                index,
+                flags: VFIO_IRQ_INFO_EVENTFD,
+                count: VECTORS.into(),
+            },
+            _ => IrqInfo {
+                index,
+                flags: 0,
+                count: 0,
+            },
         })
         .collect()
 }

@@ -20,11 +20,13 @@
 mod backend;
 mod common;
 mod config_space;
-mod dma;
-mod engine;
-mod interrupts;
+pub(super) mod dma;
+pub(super) mod engine;
+#[cfg(test)]
+mod fake;
+pub(super) mod interrupts;
 mod layout;
-mod session;
+pub(super) mod session;
 
 use std::fmt::Display;
 use std::os::fd::AsFd;
@@ -39,7 +41,7 @@ use crate::gpu::Waker;
 use crate::shutdown::Shutdown;
 
 /// Pause after a connection that could not be served: whoever tries again at once must not keep a processor busy.
-const PAUSE: Duration = Duration::from_millis(100);
+pub(super) const PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves VMMs that connect to `listener`, one after the other, each with a device from `new_device`, until `shutdown`.
 ///
@@ -52,7 +54,9 @@ pub fn serve<D: Device, E: Display>(
     while wait_for_connection(listener, shutdown)? {
         let wake = Wake::new().map_err(|error| TransportError::System("eventfd", error));
         let served = wake.and_then(|wake| match new_device(wake.waker()) {
-            Ok(device) => session::run(listener, device, Arc::clone(&wake), shutdown).map(|()| true),
+            Ok(device) => {
+                session::run(listener, device, Arc::clone(&wake), shutdown).map(|()| true)
+            }
             Err(error) => {
                 log::error!("no device for the VMM that connects: {error}");
                 Ok(false)
@@ -72,7 +76,7 @@ pub fn serve<D: Device, E: Display>(
 }
 
 /// Waits for a VMM; false when the daemon is to end.
-fn wait_for_connection(
+pub(super) fn wait_for_connection(
     listener: &UnixListener,
     shutdown: &Shutdown,
 ) -> Result<bool, TransportError> {

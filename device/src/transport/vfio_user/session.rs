@@ -36,8 +36,13 @@ pub(super) fn run<D: Device>(
 ) -> Result<(), TransportError> {
     let system = |what| move |error| TransportError::System(what, error);
     prepare_signal().map_err(system("signal handler"))?;
-    let window = device.window_fd().try_clone_to_owned().map_err(system("the window's file"))?;
-    let listener = listener.try_clone().map_err(system("the listening socket"))?;
+    let window = device
+        .window_fd()
+        .try_clone_to_owned()
+        .map_err(system("the window's file"))?;
+    let listener = listener
+        .try_clone()
+        .map_err(system("the listening socket"))?;
     let server = Server::from_owned_fd(
         OwnedFd::from(listener),
         true,
@@ -100,7 +105,7 @@ fn prepare_signal() -> io::Result<()> {
 }
 
 /// Becomes readable when one of the threads ends, by a panic too.
-struct Ended(Arc<OwnedFd>);
+pub(in crate::transport) struct Ended(Arc<OwnedFd>);
 
 struct Guard(Arc<OwnedFd>);
 
@@ -111,25 +116,27 @@ impl Drop for Guard {
 }
 
 impl Ended {
-    fn new() -> io::Result<Self> {
+    pub(in crate::transport) fn new() -> io::Result<Self> {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         Ok(Self(Arc::new(rustix::event::eventfd(0, flags)?)))
     }
 
-    fn spawn(
+    pub(in crate::transport) fn spawn(
         &self,
         name: &str,
         work: impl FnOnce() + Send + 'static,
     ) -> io::Result<JoinHandle<()>> {
         let guard = Guard(Arc::clone(&self.0));
-        std::thread::Builder::new().name(name.into()).spawn(move || {
-            let _guard = guard;
-            work();
-        })
+        std::thread::Builder::new()
+            .name(name.into())
+            .spawn(move || {
+                let _guard = guard;
+                work();
+            })
     }
 
     /// Waits for a thread's end or the daemon's.
-    fn wait(&self, shutdown: &Shutdown) {
+    pub(in crate::transport) fn wait(&self, shutdown: &Shutdown) {
         let (ended, shutdown) = (self.0.as_fd(), shutdown.as_fd());
         loop {
             let mut poll = [ended, shutdown].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));

@@ -36,9 +36,17 @@ impl<'m> Driver<'m> {
         let mock = MockSplitQueue::new(mem, 16);
         let mut queue: Queue = mock.create_queue().unwrap();
         // The mock places the used ring where the available ring's event field ends.
-        queue.try_set_used_ring_address(GuestAddress(0x800)).unwrap();
+        queue
+            .try_set_used_ring_address(GuestAddress(0x800))
+            .unwrap();
         let ring = Ring::new(CONTROL_QUEUE);
-        Self { mem, mock, queue, ring, command: Vec::new() }
+        Self {
+            mem,
+            mock,
+            queue,
+            ring,
+            command: Vec::new(),
+        }
     }
 
     fn store(&self, index: u16, descriptor: RawDescriptor) {
@@ -48,7 +56,12 @@ impl<'m> Driver<'m> {
     /// Makes a head available.
     fn offer(&self, head: u16) {
         let index = self.mock.avail().idx().load();
-        self.mock.avail().ring().ref_at(usize::from(index % 16)).unwrap().store(head);
+        self.mock
+            .avail()
+            .ring()
+            .ref_at(usize::from(index % 16))
+            .unwrap()
+            .store(head);
         self.mock.avail().idx().store(index.wrapping_add(1));
     }
 
@@ -101,7 +114,9 @@ impl<'m> Driver<'m> {
 
     fn bytes(&self, address: u64, length: usize) -> Vec<u8> {
         let mut bytes = vec![0; length];
-        self.mem.read_slice(&mut bytes, GuestAddress(address)).unwrap();
+        self.mem
+            .read_slice(&mut bytes, GuestAddress(address))
+            .unwrap();
         bytes
     }
 
@@ -143,7 +158,8 @@ fn the_next_command_replaces_the_last_ones_bytes() {
 fn bytes_are_gathered_from_and_scattered_to_several_descriptors() {
     let mem = memory();
     let mut driver = Driver::new(&mem);
-    mem.write_slice(b"firstsecond", GuestAddress(BUFFERS)).unwrap();
+    mem.write_slice(b"firstsecond", GuestAddress(BUFFERS))
+        .unwrap();
     driver.store(0, descriptor(BUFFERS, 5, NEXT, 7));
     driver.store(7, descriptor(BUFFERS + 5, 6, NEXT, 3));
     driver.store(3, descriptor(BUFFERS + 0x100, 3, NEXT | WRITE, 9));
@@ -163,8 +179,10 @@ fn indirect_descriptors_are_followed() {
     let mut driver = Driver::new(&mem);
     let table = BUFFERS + 0x4000;
     mem.write_slice(b"indirect", GuestAddress(BUFFERS)).unwrap();
-    let entries =
-        [descriptor(BUFFERS, 8, NEXT, 1), descriptor(BUFFERS + 0x100, 24, WRITE, 0)];
+    let entries = [
+        descriptor(BUFFERS, 8, NEXT, 1),
+        descriptor(BUFFERS + 0x100, 24, WRITE, 0),
+    ];
     for (at, entry) in (table..).step_by(16).zip(entries) {
         mem.write_obj(entry, GuestAddress(at)).unwrap();
     }
@@ -281,8 +299,10 @@ fn nested_indirect_tables_are_dropped() {
     let mem = memory();
     let mut driver = Driver::new(&mem);
     let (outer, inner) = (BUFFERS, BUFFERS + 0x100);
-    mem.write_obj(descriptor(inner, 16, INDIRECT, 0), GuestAddress(outer)).unwrap();
-    mem.write_obj(descriptor(BUFFERS + 0x200, 4, 0, 0), GuestAddress(inner)).unwrap();
+    mem.write_obj(descriptor(inner, 16, INDIRECT, 0), GuestAddress(outer))
+        .unwrap();
+    mem.write_obj(descriptor(BUFFERS + 0x200, 4, 0, 0), GuestAddress(inner))
+        .unwrap();
     driver.store(0, descriptor(outer, 16, INDIRECT, 0));
     driver.offer(0);
     driver.assert_dropped();
@@ -306,7 +326,8 @@ fn lengths_that_add_up_past_4_gib_are_dropped() {
     let table = 0x1000;
     for n in 0..300_u16 {
         let entry = descriptor(BUFFERS, large, NEXT | WRITE, n + 1);
-        mem.write_obj(entry, GuestAddress(table + u64::from(n) * 16)).unwrap();
+        mem.write_obj(entry, GuestAddress(table + u64::from(n) * 16))
+            .unwrap();
     }
     driver.store(0, descriptor(table, 300 * 16, INDIRECT, 0));
     driver.offer(0);
@@ -328,14 +349,18 @@ fn the_longest_command_passes_and_one_byte_more_does_not() {
 
 #[test]
 fn the_longest_chain_passes_and_one_descriptor_more_does_not() {
-    for (count, next) in [(MAX_DESCRIPTORS, Next::Command(0)), (MAX_DESCRIPTORS + 1, Next::Again)] {
+    for (count, next) in [
+        (MAX_DESCRIPTORS, Next::Command(0)),
+        (MAX_DESCRIPTORS + 1, Next::Again),
+    ] {
         let mem = memory();
         let mut driver = Driver::new(&mem);
         let count = u16::try_from(count).unwrap();
         for n in 0..count {
             let flags = if n + 1 == count { 0 } else { NEXT };
             let entry = descriptor(0x8000, 1, flags, n + 1);
-            mem.write_obj(entry, GuestAddress(BUFFERS + u64::from(n) * 16)).unwrap();
+            mem.write_obj(entry, GuestAddress(BUFFERS + u64::from(n) * 16))
+                .unwrap();
         }
         driver.store(0, descriptor(BUFFERS, u32::from(count) * 16, INDIRECT, 0));
         driver.offer(0);
@@ -376,7 +401,10 @@ fn memory_that_went_away_before_the_response_costs_the_response() {
     assert_eq!(driver.next(), Ok(Next::Command(0)));
     let less = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x8000)]).unwrap();
     driver.ring.finish(&mut driver.queue, &less, 0, &[5; 24]);
-    assert_eq!(less.read_obj::<[u32; 2]>(GuestAddress(0x804)).unwrap(), [0, 0]);
+    assert_eq!(
+        less.read_obj::<[u32; 2]>(GuestAddress(0x804)).unwrap(),
+        [0, 0]
+    );
     assert_eq!(less.read_obj::<u16>(GuestAddress(0x802)).unwrap(), 1);
     assert_eq!(driver.ring.held(), 0);
 }
@@ -386,10 +414,11 @@ fn rings_that_are_not_in_memory_stop_the_queue_until_they_are_back() {
     let mem = memory();
     let mut driver = Driver::new(&mem);
     driver.offer_command(0, b"back", 24);
-    let elsewhere =
-        GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(BUFFERS), 0x1000)]).unwrap();
+    let elsewhere = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(BUFFERS), 0x1000)]).unwrap();
     for memory in [&elsewhere, &GuestMemoryMmap::default()] {
-        let next = driver.ring.next(&mut driver.queue, memory, &mut driver.command);
+        let next = driver
+            .ring
+            .next(&mut driver.queue, memory, &mut driver.command);
         assert_eq!(next, Ok(Next::Unreachable));
         driver.ring.finish(&mut driver.queue, memory, 0, &[]);
     }
@@ -401,7 +430,10 @@ fn rings_that_are_not_in_memory_stop_the_queue_until_they_are_back() {
 fn a_queue_at_the_end_of_the_address_space_is_unreachable() {
     let mem = memory();
     let mut driver = Driver::new(&mem);
-    driver.queue.try_set_avail_ring_address(GuestAddress(u64::MAX - 1)).unwrap();
+    driver
+        .queue
+        .try_set_avail_ring_address(GuestAddress(u64::MAX - 1))
+        .unwrap();
     assert_eq!(driver.next(), Ok(Next::Unreachable));
 }
 
@@ -424,7 +456,8 @@ fn without_event_idx_the_drivers_flag_decides_about_interrupts() {
     let mem = memory();
     let mut driver = Driver::new(&mem);
     for (head, flag) in [(0, 0_u16), (2, AVAIL_F_NO_INTERRUPT)] {
-        mem.write_obj(flag, GuestAddress(driver.queue.avail_ring())).unwrap();
+        mem.write_obj(flag, GuestAddress(driver.queue.avail_ring()))
+            .unwrap();
         assert!(!driver.wants_interrupt());
         driver.offer_command(head, &[1], 24);
         assert_eq!(driver.next(), Ok(Next::Command(head)));
@@ -446,7 +479,11 @@ fn with_event_idx_avail_event_follows_the_queue() {
         driver.offer_command(head, &[1], 24);
         assert_eq!(driver.next(), Ok(Next::Command(head)));
         assert_eq!(driver.next(), Ok(Next::Empty));
-        assert_eq!(driver.avail_event(), round, "the next entry is one to notify about");
+        assert_eq!(
+            driver.avail_event(),
+            round,
+            "the next entry is one to notify about"
+        );
     }
 }
 

@@ -76,7 +76,12 @@ impl Drm {
     pub(crate) fn open(path: &Path, capset_id: u32, timeout: Duration) -> Result<Self> {
         let node = node::open(path, capset_id)?;
         node::init_context(node.as_fd(), capset_id)?;
-        Ok(Self { node, capset_id, timeout, handles: Mutex::default() })
+        Ok(Self {
+            node,
+            capset_id,
+            timeout,
+            handles: Mutex::default(),
+        })
     }
 
     /// Opens a context on the first node that is one of ours.
@@ -158,7 +163,11 @@ impl Transport for Drm {
             size: spec.size,
             cmd_size: u32::try_from(spec.command.len())
                 .map_err(|_| Error::invalid("command too long"))?,
-            cmd: if spec.command.is_empty() { 0 } else { spec.command.as_ptr().expose_provenance() as u64 },
+            cmd: if spec.command.is_empty() {
+                0
+            } else {
+                spec.command.as_ptr().expose_provenance() as u64
+            },
             blob_id: spec.blob_id,
             ..Default::default()
         };
@@ -173,7 +182,10 @@ impl Transport for Drm {
     }
 
     fn map_blob(&self, blob: &RawBlob) -> Result<Mapping> {
-        let mut map = uapi::Map { handle: blob.handle, ..Default::default() };
+        let mut map = uapi::Map {
+            handle: blob.handle,
+            ..Default::default()
+        };
         self.call(&mut map)?;
         match Region::map(self.node.as_fd(), map.offset, blob.size) {
             Ok(region) => Ok(Mapping::whole(region)),
@@ -193,7 +205,10 @@ impl Transport for Drm {
         }
         handles.remove(&blob.handle);
         // Under the lock: an import must not be given this handle again before it is closed.
-        let mut close = uapi::GemClose { handle: blob.handle, ..Default::default() };
+        let mut close = uapi::GemClose {
+            handle: blob.handle,
+            ..Default::default()
+        };
         if let Err(error) = self.call(&mut close) {
             log::warn!("blob {}: {error}", blob.resource_id);
         }
@@ -215,7 +230,9 @@ impl Transport for Drm {
 
     fn wait(&self, completion: &Completion, deadline: Option<Instant>) -> Result<bool> {
         let Completion::SyncFile(fence) = completion else {
-            return Err(Error::Internal("a completion of another transport".to_owned()));
+            return Err(Error::Internal(
+                "a completion of another transport".to_owned(),
+            ));
         };
         loop {
             let mut fds = [PollFd::new(fence, PollFlags::IN)];
@@ -238,7 +255,11 @@ impl Transport for Drm {
     }
 
     fn export_dma_buf(&self, blob: &RawBlob) -> Result<OwnedFd> {
-        let prime = uapi::PrimeHandle { handle: blob.handle, flags: uapi::PRIME_FLAGS, fd: -1 };
+        let prime = uapi::PrimeHandle {
+            handle: blob.handle,
+            flags: uapi::PRIME_FLAGS,
+            fd: -1,
+        };
         let mut prime = uapi::PrimeToFd(prime);
         self.call(&mut prime)?;
         // SAFETY: the kernel made this descriptor for us in the call above, and nobody else knows its number.
@@ -248,15 +269,26 @@ impl Transport for Drm {
     fn import_dma_buf(&self, fd: BorrowedFd<'_>) -> Result<RawBlob> {
         let size = rustix::fs::seek(fd, rustix::fs::SeekFrom::End(0))
             .map_err(|errno| Error::io("size of the dma-buf", errno))?;
-        let prime = uapi::PrimeHandle { fd: fd.as_raw_fd(), ..Default::default() };
+        let prime = uapi::PrimeHandle {
+            fd: fd.as_raw_fd(),
+            ..Default::default()
+        };
         let mut prime = uapi::PrimeFromFd(prime);
         let mut handles = self.handles.lock();
         self.call(&mut prime)?;
         let handle = prime.0.handle;
         *handles.entry(handle).or_default() += 1;
         drop(handles);
-        let mut blob = RawBlob { handle, resource_id: 0, size, window_offset: None };
-        let mut info = uapi::ResourceInfo { bo_handle: handle, ..Default::default() };
+        let mut blob = RawBlob {
+            handle,
+            resource_id: 0,
+            size,
+            window_offset: None,
+        };
+        let mut info = uapi::ResourceInfo {
+            bo_handle: handle,
+            ..Default::default()
+        };
         if let Err(error) = self.call(&mut info) {
             self.destroy_blob(&blob);
             return Err(error);

@@ -9,13 +9,15 @@ use rustix::io::Errno;
 
 use super::{CAPS_SIZE, control, failed, uapi};
 use crate::error::{Error, Result};
+use crate::options::ENV_CAPSET_ID;
 use crate::transport::RING_COUNT;
 
 const DEVICES: &str = "/dev/dri";
 const DRIVER_NAME: &[u8] = b"virtio_gpu";
 
-/// Highest capset id whose presence SUPPORTED_CAPSET_IDs can tell: the kernel copies an `int` of its 64-bit set.
-const TOLD_CAPSETS: u32 = c_int::BITS;
+/// Capset ids that every kernel keeps apart. Linux up to 6.12 at least shifts an `int` to note which capsets there are, so a context
+/// of a higher id is refused (or the wrong bit is set), and copies an `int` of that set to SUPPORTED_CAPSET_IDS.
+const SAFE_CAPSETS: u32 = c_int::BITS - 1;
 
 /// Render nodes in the order of their numbers.
 pub(super) fn list() -> Result<Vec<PathBuf>> {
@@ -26,7 +28,8 @@ pub(super) fn list() -> Result<Vec<PathBuf>> {
     let mut nodes: Vec<PathBuf> = entries
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| {
-            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("renderD"))
+            path.file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with("renderD"))
         })
         .collect();
     nodes.sort();
@@ -40,7 +43,10 @@ pub(super) fn open(path: &Path, capset_id: u32) -> Result<OwnedFd> {
         .map_err(|errno| no_device(errno.to_string()))?;
     let driver = driver_name(node.as_fd()).map_err(|errno| no_device(errno.to_string()))?;
     if driver != DRIVER_NAME {
-        return Err(no_device(format!("the driver is {}", String::from_utf8_lossy(&driver))));
+        return Err(no_device(format!(
+            "the driver is {}",
+            String::from_utf8_lossy(&driver)
+        )));
     }
     let needed = [
         (uapi::PARAM_3D_FEATURES, "3D commands (virgl)"),
@@ -50,13 +56,16 @@ pub(super) fn open(path: &Path, capset_id: u32) -> Result<OwnedFd> {
     ];
     for (param, what) in needed {
         if get_param(node.as_fd(), param).unwrap_or(0) == 0 {
-            return Err(no_device(format!("the device or the kernel has not: {what}")));
+            return Err(no_device(format!(
+                "the device or the kernel has not: {what}"
+            )));
         }
     }
     let capsets = get_param(node.as_fd(), uapi::PARAM_SUPPORTED_CAPSET_IDS).unwrap_or(0);
-    let told = capset_id < TOLD_CAPSETS;
-    if told && capsets & (1 << capset_id) == 0 {
-        return Err(no_device(format!("no capset {capset_id} (set {capsets:#x})")));
+    if capset_id < SAFE_CAPSETS && capsets & (1 << capset_id) == 0 {
+        return Err(no_device(format!(
+            "no capset {capset_id} (set {capsets:#x})"
+        )));
     }
     // Asking for the capset itself tells about the ids that the set above cannot.
     read_capset(node.as_fd(), capset_id)
@@ -80,7 +89,13 @@ fn get_param(node: BorrowedFd<'_>, param: u64) -> Result<u64, Errno> {
     // The kernel writes an `int`; the room for a u64 keeps us safe from one that writes its whole set.
     let mut value = 0_u64;
     let address = std::ptr::from_mut(&mut value).expose_provenance() as u64;
-    control(node, &mut uapi::GetParam { param, value: address })?;
+    control(
+        node,
+        &mut uapi::GetParam {
+            param,
+            value: address,
+        },
+    )?;
     Ok(u64::from_le(value))
 }
 
@@ -108,13 +123,16 @@ pub(super) fn init_context(node: BorrowedFd<'_>, capset_id: u32) -> Result<()> {
             param: uapi::CONTEXT_PARAM_NUM_RINGS,
             value: u64::from(RING_COUNT),
         },
-        // Fences are told by descriptors, not by events on the node.
-        uapi::ContextSetParam { param: uapi::CONTEXT_PARAM_POLL_RINGS_MASK, value: 0 },
     ];
     let mut init = uapi::ContextInit {
         num_params: u32::try_from(params.len()).unwrap_or(0),
         pad: 0,
         ctx_set_params: params.as_ptr().expose_provenance() as u64,
     };
-    control(node, &mut init).map_err(|errno| failed("DRM_IOCTL_VIRTGPU_CONTEXT_INIT", errno))
+    control(node, &mut init).map_err(|errno| match errno {
+        Errno::INVAL if capset_id >= SAFE_CAPSETS => Error::NoDevice(format!(
+            "this kernel makes no contexts of capset {capset_id}: start hostblobd with --capset-id below {SAFE_CAPSETS}, and set {ENV_CAPSET_ID}"
+        )),
+        _ => failed("DRM_IOCTL_VIRTGPU_CONTEXT_INIT", errno),
+    })
 }

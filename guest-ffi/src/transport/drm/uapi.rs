@@ -100,7 +100,6 @@ pub(super) const EXECBUF_RING_IDX: u32 = 0x04;
 
 pub(super) const CONTEXT_PARAM_CAPSET_ID: u64 = 1;
 pub(super) const CONTEXT_PARAM_NUM_RINGS: u64 = 2;
-pub(super) const CONTEXT_PARAM_POLL_RINGS_MASK: u64 = 3;
 
 #[cfg(test)]
 mod tests {

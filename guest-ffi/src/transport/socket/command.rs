@@ -22,7 +22,11 @@ pub(super) struct Batch {
 }
 
 fn header(cmd_type: u32, ctx_id: u32) -> CtrlHdr {
-    CtrlHdr { cmd_type: U32::new(cmd_type), ctx_id: U32::new(ctx_id), ..CtrlHdr::default() }
+    CtrlHdr {
+        cmd_type: U32::new(cmd_type),
+        ctx_id: U32::new(ctx_id),
+        ..CtrlHdr::default()
+    }
 }
 
 impl Batch {
@@ -34,7 +38,13 @@ impl Batch {
         self.frames
     }
 
-    fn frame(&mut self, tag: u64, header: CtrlHdr, body: &(impl IntoBytes + Immutable), data: &[u8]) {
+    fn frame(
+        &mut self,
+        tag: u64,
+        header: CtrlHdr,
+        body: &(impl IntoBytes + Immutable),
+        data: &[u8],
+    ) {
         self.frames += 1;
         let body = body.as_bytes();
         let length = size_of::<CtrlHdr>() + body.len() + data.len();
@@ -79,13 +89,30 @@ impl Batch {
             header.ring_idx = ring;
         }
         let size = U32::new(u32::try_from(command.len()).unwrap_or(u32::MAX));
-        let body = CmdSubmit { size, ..CmdSubmit::default() };
+        let body = CmdSubmit {
+            size,
+            ..CmdSubmit::default()
+        };
         self.frame(tag, header, &body, command);
     }
 
-    pub(super) fn create_blob(&mut self, tag: u64, context: u32, resource_id: u32, spec: &BlobSpec<'_>) {
-        let mappable = if spec.mappable { blob_flag::USE_MAPPABLE } else { 0 };
-        let shareable = if spec.shareable { blob_flag::USE_SHAREABLE } else { 0 };
+    pub(super) fn create_blob(
+        &mut self,
+        tag: u64,
+        context: u32,
+        resource_id: u32,
+        spec: &BlobSpec<'_>,
+    ) {
+        let mappable = if spec.mappable {
+            blob_flag::USE_MAPPABLE
+        } else {
+            0
+        };
+        let shareable = if spec.shareable {
+            blob_flag::USE_SHAREABLE
+        } else {
+            0
+        };
         let body = ResourceCreateBlob {
             resource_id: U32::new(resource_id),
             blob_mem: U32::new(blob_mem::HOST3D),
@@ -107,12 +134,18 @@ impl Batch {
     }
 
     pub(super) fn unmap_blob(&mut self, tag: u64, resource_id: u32) {
-        let body = ResourceOnly { resource_id: U32::new(resource_id), ..Default::default() };
+        let body = ResourceOnly {
+            resource_id: U32::new(resource_id),
+            ..Default::default()
+        };
         self.frame(tag, header(cmd::RESOURCE_UNMAP_BLOB, 0), &body, &[]);
     }
 
     pub(super) fn unref(&mut self, tag: u64, resource_id: u32) {
-        let body = ResourceOnly { resource_id: U32::new(resource_id), ..Default::default() };
+        let body = ResourceOnly {
+            resource_id: U32::new(resource_id),
+            ..Default::default()
+        };
         self.frame(tag, header(cmd::RESOURCE_UNREF, 0), &body, &[]);
     }
 }

@@ -51,10 +51,7 @@ pub(super) fn poll(
 }
 
 /// Receives the daemon's greeting and the window's descriptor.
-pub(super) fn receive_hello(
-    socket: BorrowedFd<'_>,
-    deadline: Instant,
-) -> Result<(Hello, OwnedFd)> {
+pub(super) fn receive_hello(socket: BorrowedFd<'_>, deadline: Instant) -> Result<(Hello, OwnedFd)> {
     let broken = |reason: String| Error::NoDevice(format!("greeting of hostblobd: {reason}"));
     let mut bytes = [0; HELLO_SIZE];
     let mut window = None;
@@ -116,10 +113,15 @@ impl Inbox {
             return Ok(Vec::new());
         }
         self.spare.resize(CHUNK, 0);
-        match rustix::net::recv(socket.as_fd(), self.spare.as_mut_slice(), RecvFlags::DONTWAIT) {
+        match rustix::net::recv(
+            socket.as_fd(),
+            self.spare.as_mut_slice(),
+            RecvFlags::DONTWAIT,
+        ) {
             Ok((_, 0)) => return Err("the daemon hung up".to_owned()),
             Ok((_, length)) => {
-                self.bytes.extend_from_slice(self.spare.get(..length).unwrap_or_default());
+                self.bytes
+                    .extend_from_slice(self.spare.get(..length).unwrap_or_default());
             }
             Err(Errno::INTR | Errno::AGAIN) => {}
             Err(errno) => return Err(format!("recv: {errno}")),
@@ -133,9 +135,13 @@ impl Inbox {
         while let Ok((frame, after)) = Frame::read_from_prefix(rest) {
             let length = frame.length.get();
             if frame.kind.get() != RESPONSE || length > MAX_PAYLOAD {
-                return Err(format!("the daemon sent a frame that breaks the rules: {frame:?}"));
+                return Err(format!(
+                    "the daemon sent a frame that breaks the rules: {frame:?}"
+                ));
             }
-            let Some((payload, after)) = after.split_at_checked(length as usize) else { break };
+            let Some((payload, after)) = after.split_at_checked(length as usize) else {
+                break;
+            };
             responses.push(Response {
                 tag: frame.tag.get(),
                 aux: frame.aux.get(),
@@ -167,14 +173,22 @@ mod tests {
 
     #[test]
     fn frames_are_found_however_they_are_cut() {
-        let bytes = [frame(RESPONSE, 1, b"one"), frame(RESPONSE, 2, b""), frame(RESPONSE, 3, b"x")].concat();
+        let bytes = [
+            frame(RESPONSE, 1, b"one"),
+            frame(RESPONSE, 2, b""),
+            frame(RESPONSE, 3, b"x"),
+        ]
+        .concat();
         for cut in 0..bytes.len() {
             let mut inbox = Inbox::default();
             inbox.bytes.extend_from_slice(&bytes[..cut]);
             let mut all = inbox.take_frames().unwrap();
             inbox.bytes.extend_from_slice(&bytes[cut..]);
             all.extend(inbox.take_frames().unwrap());
-            let tags: Vec<_> = all.iter().map(|r| (r.tag, r.aux, r.payload.len())).collect();
+            let tags: Vec<_> = all
+                .iter()
+                .map(|r| (r.tag, r.aux, r.payload.len()))
+                .collect();
             assert_eq!(tags, [(1, 7, 3), (2, 7, 0), (3, 7, 1)], "cut at {cut}");
             assert!(inbox.bytes.is_empty());
         }
@@ -182,11 +196,17 @@ mod tests {
 
     #[test]
     fn a_frame_of_another_kind_or_length_ends_it() {
-        let mut inbox = Inbox { bytes: frame(HELLO, 1, b""), ..Inbox::default() };
+        let mut inbox = Inbox {
+            bytes: frame(HELLO, 1, b""),
+            ..Inbox::default()
+        };
         assert!(inbox.take_frames().is_err());
         let mut bytes = frame(RESPONSE, 1, b"");
         bytes[..4].copy_from_slice(&(MAX_PAYLOAD + 1).to_le_bytes());
-        let mut inbox = Inbox { bytes, ..Inbox::default() };
+        let mut inbox = Inbox {
+            bytes,
+            ..Inbox::default()
+        };
         assert!(inbox.take_frames().is_err());
     }
 }

@@ -113,7 +113,10 @@ impl Socket {
     }
 
     fn expect(&self, tags: &[u64]) {
-        self.state.lock().expected.extend(tags.iter().map(|&tag| (tag, None)));
+        self.state
+            .lock()
+            .expected
+            .extend(tags.iter().map(|&tag| (tag, None)));
     }
 
     fn lose(&self, reason: Lost) -> Error {
@@ -163,8 +166,7 @@ impl Socket {
         mut inbox: Inbox,
         deadline: Option<Instant>,
     ) {
-        let received =
-            MutexGuard::unlocked(state, || inbox.receive(self.stream.as_fd(), deadline));
+        let received = MutexGuard::unlocked(state, || inbox.receive(self.stream.as_fd(), deadline));
         self.deposit(state, inbox, received);
     }
 
@@ -256,7 +258,11 @@ impl Socket {
     fn make_room(&self) -> Result<()> {
         self.pump()?;
         let soon = Instant::now() + SEND_POLL;
-        match inbox::poll(self.stream.as_fd(), PollFlags::IN | PollFlags::OUT, Some(soon)) {
+        match inbox::poll(
+            self.stream.as_fd(),
+            PollFlags::IN | PollFlags::OUT,
+            Some(soon),
+        ) {
             Ok(_) => Ok(()),
             Err(reason) => Err(self.lose(reason)),
         }
@@ -312,16 +318,28 @@ impl Transport for Socket {
         }
         let sent = self.send(&batch);
         let created = sent.clone().and_then(|()| self.take(created));
-        let mapped = mapped.map(|tag| sent.and_then(|()| self.take(tag))).transpose();
+        let mapped = mapped
+            .map(|tag| sent.and_then(|()| self.take(tag)))
+            .transpose();
         match created?.kind() {
             resp::OK_NODATA => {}
             resp::ERR_OUT_OF_MEMORY => {
-                return Err(Error::status_of(Status::OutOfHostMemory, "creation of a blob"));
+                return Err(Error::status_of(
+                    Status::OutOfHostMemory,
+                    "creation of a blob",
+                ));
             }
             kind => return Err(refused("creation of a blob", kind)),
         }
-        let mut blob = RawBlob { handle: 0, resource_id, size: spec.size, window_offset: None };
-        let Some(mapped) = mapped? else { return Ok(blob) };
+        let mut blob = RawBlob {
+            handle: 0,
+            resource_id,
+            size: spec.size,
+            window_offset: None,
+        };
+        let Some(mapped) = mapped? else {
+            return Ok(blob);
+        };
         let error = match mapped.kind() {
             resp::OK_MAP_INFO => {
                 blob.window_offset = Some(mapped.aux);
@@ -339,7 +357,9 @@ impl Transport for Socket {
             .window_offset
             .ok_or_else(|| Error::status_of(Status::NotMappable, "map of a blob"))?;
         Mapping::new(self.window.clone(), offset, blob.size).ok_or_else(|| {
-            Error::Incompatible(format!("the daemon mapped a blob outside the window ({offset:#x})"))
+            Error::Incompatible(format!(
+                "the daemon mapped a blob outside the window ({offset:#x})"
+            ))
         })
     }
 
@@ -378,9 +398,9 @@ impl Transport for Socket {
     fn wait(&self, completion: &Completion, deadline: Option<Instant>) -> Result<bool> {
         match completion {
             Completion::Tag(tag) => self.wait_for(*tag, deadline),
-            Completion::SyncFile(_) => {
-                Err(Error::Internal("a completion of another transport".to_owned()))
-            }
+            Completion::SyncFile(_) => Err(Error::Internal(
+                "a completion of another transport".to_owned(),
+            )),
         }
     }
 
@@ -403,11 +423,17 @@ impl Transport for Socket {
     }
 
     fn export_dma_buf(&self, _: &RawBlob) -> Result<OwnedFd> {
-        Err(Error::status_of(Status::Unsupported, "dma-buf export over a socket"))
+        Err(Error::status_of(
+            Status::Unsupported,
+            "dma-buf export over a socket",
+        ))
     }
 
     fn import_dma_buf(&self, _: BorrowedFd<'_>) -> Result<RawBlob> {
-        Err(Error::status_of(Status::Unsupported, "dma-buf import over a socket"))
+        Err(Error::status_of(
+            Status::Unsupported,
+            "dma-buf import over a socket",
+        ))
     }
 }
 

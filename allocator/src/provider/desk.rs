@@ -1,0 +1,323 @@
+//! What the thread that owns a GPU does with messages, whatever the API: sessions, checks, and who is answered when.
+//!
+//! The API itself is a [`Gpu`]: five calls that are handed checked ranges only. Requests that arrive together are
+//! recorded together; the thread then submits, and passes the answers that [`Desk::take_pending`] gives on with the
+//! submission.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::lane::{Entry, Lane};
+use super::mapping::SharedFile;
+use super::table::{AttachRange, Attached, CopyRange, Place, Table};
+use super::{AttachmentId, Completion, Description, ProviderError, Request};
+
+/// Requests that one submission gathers at most: enough to spread its cost, few enough that the first is not kept
+/// waiting by a guest that floods the queue.
+pub(super) const BURST: usize = 64;
+
+/// What sessions send.
+pub(super) enum ToWorker {
+    Open {
+        session: u64,
+        lane: Arc<Lane>,
+    },
+    Request {
+        session: u64,
+        sequence: u64,
+        request: Request,
+    },
+    Close {
+        session: u64,
+    },
+}
+
+/// A place in an attachment, for a copy.
+pub(super) struct At<'a, B> {
+    pub(super) bytes: &'a B,
+    pub(super) offset: u64,
+}
+
+/// A host GPU API, called from one thread. All arguments were checked against [`Description`] and the attachments.
+pub(super) trait Gpu {
+    /// What an attachment is; dropped only when no recorded work uses it.
+    type Bytes;
+
+    /// Why nothing works any more, once that is so.
+    fn lost(&self) -> Option<ProviderError>;
+
+    /// Attaches to a range of a file.
+    fn attach(
+        &mut self,
+        file: &Arc<SharedFile>,
+        range: &AttachRange,
+    ) -> Result<Self::Bytes, ProviderError>;
+
+    /// Allocates device-local memory and records its zeroing.
+    fn allocate(&mut self, length: u64, memory_type: u32) -> Result<Self::Bytes, ProviderError>;
+
+    /// Records a fill.
+    fn fill(
+        &mut self,
+        bytes: &Self::Bytes,
+        offset: u64,
+        length: u64,
+        value: u32,
+    ) -> Result<(), ProviderError>;
+
+    /// Records a copy.
+    fn copy(
+        &mut self,
+        source: At<'_, Self::Bytes>,
+        destination: At<'_, Self::Bytes>,
+        length: u64,
+    ) -> Result<(), ProviderError>;
+}
+
+struct OpenSession<B> {
+    table: Table<B>,
+    lane: Arc<Lane>,
+}
+
+/// What a request has led to.
+enum Done<B> {
+    /// It is finished.
+    Now,
+    /// It is recorded.
+    Recorded,
+    /// Memory exists and its zeroing is recorded.
+    Allocated(AttachmentId),
+    /// This goes as soon as earlier work is finished.
+    Retired(B),
+}
+
+/// The sessions of a GPU. Fields are dropped in their order: attachments before what they were made of.
+pub(super) struct Desk<G: Gpu> {
+    sessions: HashMap<u64, OpenSession<G::Bytes>>,
+    pending: Vec<Entry<G::Bytes>>,
+    description: Arc<Description>,
+    pub(super) gpu: G,
+}
+
+/// A lost device does nothing any more, but lets go of what is released.
+fn after_loss<B>(table: &mut Table<B>, request: &Request) -> Done<B> {
+    match request {
+        Request::Release { attachment } => table
+            .remove(*attachment)
+            .map_or(Done::Now, |attached| Done::Retired(attached.bytes)),
+        _ => Done::Now,
+    }
+}
+
+impl<G: Gpu> Desk<G> {
+    pub(super) fn new(gpu: G, description: Arc<Description>) -> Self {
+        Self {
+            sessions: HashMap::new(),
+            pending: Vec::new(),
+            description,
+            gpu,
+        }
+    }
+
+    pub(super) fn description(&self) -> &Arc<Description> {
+        &self.description
+    }
+
+    pub(super) fn handle(&mut self, message: ToWorker) {
+        match message {
+            ToWorker::Open { session, lane } => {
+                let table = Table::new();
+                self.sessions.insert(session, OpenSession { table, lane });
+            }
+            ToWorker::Request {
+                session,
+                sequence,
+                request,
+            } => self.serve(session, sequence, request),
+            ToWorker::Close { session } => self.close(session),
+        }
+    }
+
+    /// The answers that wait for what was recorded since the last call, and for all before it.
+    pub(super) fn take_pending(&mut self) -> Vec<Entry<G::Bytes>> {
+        std::mem::take(&mut self.pending)
+    }
+
+    /// A submission failed: what it held is not done, and memory that was not zeroed is not allocated.
+    pub(super) fn undo(&mut self, error: &ProviderError) {
+        for entry in self.pending.iter_mut().filter(|entry| entry.on_gpu) {
+            entry.fail(error);
+            if let Some((session, attachment)) = entry.allocated.take()
+                && let Some(session) = self.sessions.get_mut(&session)
+            {
+                // Not submitted, so no work is pending on it. It may have been released in the same burst.
+                let _ = session.table.remove(attachment);
+            }
+        }
+    }
+
+    fn serve(&mut self, id: u64, sequence: u64, request: Request) {
+        // Out of the map while it is served, so that `self` stays free.
+        let Some(mut session) = self.sessions.remove(&id) else {
+            return;
+        };
+        let (result, done) = match self.gpu.lost() {
+            Some(error) => (Err(error), after_loss(&mut session.table, &request)),
+            None => match self.execute(&mut session.table, request) {
+                Ok(done) => (Ok(()), done),
+                Err(error) => (Err(error), Done::Now),
+            },
+        };
+        let lane = Arc::clone(&session.lane);
+        self.sessions.insert(id, session);
+        self.answer(id, &lane, Completion { sequence, result }, done);
+    }
+
+    fn answer(&mut self, id: u64, lane: &Arc<Lane>, completion: Completion, done: Done<G::Bytes>) {
+        let on_gpu = matches!(done, Done::Recorded | Done::Allocated(_));
+        if lane.is_clear() && !on_gpu {
+            drop(done);
+            lane.outlet.deliver(completion);
+            return;
+        }
+        let mut entry = Entry::new(lane, Some(completion));
+        entry.on_gpu = on_gpu;
+        match done {
+            Done::Now | Done::Recorded => {}
+            Done::Allocated(attachment) => entry.allocated = Some((id, attachment)),
+            Done::Retired(bytes) => entry = entry.retire(vec![bytes]),
+        }
+        self.pending.push(entry);
+    }
+
+    fn close(&mut self, id: u64) {
+        let Some(OpenSession { table, lane }) = self.sessions.remove(&id) else {
+            return;
+        };
+        if lane.is_clear() {
+            drop(table);
+        } else {
+            let entry = Entry::new(&lane, None).retire(table.into_bytes().collect());
+            self.pending.push(entry);
+        }
+    }
+
+    fn execute(
+        &mut self,
+        table: &mut Table<G::Bytes>,
+        request: Request,
+    ) -> Result<Done<G::Bytes>, ProviderError> {
+        match request {
+            Request::AddFile {
+                file,
+                descriptor,
+                length,
+            } => table.add_file(file, descriptor, length).map(|()| Done::Now),
+            Request::Attach {
+                attachment,
+                file,
+                offset,
+                length,
+                memory_type,
+            } => self.attach(
+                table,
+                &AttachRange {
+                    attachment,
+                    file,
+                    offset,
+                    length,
+                    memory_type,
+                },
+            ),
+            Request::Allocate {
+                attachment,
+                length,
+                memory_type,
+            } => self.allocate(table, attachment, length, memory_type),
+            Request::Release { attachment } => table
+                .remove(attachment)
+                .map(|attached| Done::Retired(attached.bytes)),
+            Request::Fill {
+                attachment,
+                offset,
+                length,
+                value,
+            } => {
+                let bytes = table.check_fill(attachment, offset, length)?;
+                self.gpu.fill(bytes, offset, length, value)?;
+                Ok(Done::Recorded)
+            }
+            Request::Copy {
+                source,
+                source_offset,
+                destination,
+                destination_offset,
+                length,
+            } => self.copy(
+                table,
+                &CopyRange {
+                    source,
+                    source_offset,
+                    destination,
+                    destination_offset,
+                    length,
+                },
+            ),
+        }
+    }
+
+    fn attach(
+        &mut self,
+        table: &mut Table<G::Bytes>,
+        range: &AttachRange,
+    ) -> Result<Done<G::Bytes>, ProviderError> {
+        let file = table.check_attach(&self.description, range)?;
+        let attached = Attached {
+            length: range.length,
+            place: Place::File {
+                file: range.file,
+                offset: range.offset,
+            },
+            bytes: self.gpu.attach(&file, range)?,
+        };
+        table.insert(range.attachment, attached);
+        Ok(Done::Now)
+    }
+
+    fn allocate(
+        &mut self,
+        table: &mut Table<G::Bytes>,
+        attachment: AttachmentId,
+        length: u64,
+        memory_type: u32,
+    ) -> Result<Done<G::Bytes>, ProviderError> {
+        table.check_allocate(&self.description, attachment, length, memory_type)?;
+        let attached = Attached {
+            length,
+            place: Place::Own,
+            bytes: self.gpu.allocate(length, memory_type)?,
+        };
+        table.insert(attachment, attached);
+        Ok(Done::Allocated(attachment))
+    }
+
+    fn copy(
+        &mut self,
+        table: &Table<G::Bytes>,
+        range: &CopyRange,
+    ) -> Result<Done<G::Bytes>, ProviderError> {
+        let (source, destination) = table.check_copy(range)?;
+        self.gpu.copy(
+            At {
+                bytes: source,
+                offset: range.source_offset,
+            },
+            At {
+                bytes: destination,
+                offset: range.destination_offset,
+            },
+            range.length,
+        )?;
+        Ok(Done::Recorded)
+    }
+}

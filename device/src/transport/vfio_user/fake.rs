@@ -1,0 +1,128 @@
+//! A device for the tests: echoes commands, at once or when told.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::gpu::{Response, Waker};
+use crate::transport::Device;
+use crate::virtqueue::CommandHandler;
+
+pub(super) const WINDOW: u64 = 2 << 20;
+pub(super) const FEATURES: u64 = 1 << 3;
+/// A command that begins with this is kept until [`Control::complete`].
+pub(super) const KEEP: u8 = b'k';
+
+/// What the test sees and does.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub(super) executed: Vec<Vec<u8>>,
+    pub(super) resets: usize,
+    pub(super) config_writes: Vec<(u64, Vec<u8>)>,
+    kept: Vec<(u64, Vec<u8>)>,
+    completed: Vec<(u64, Vec<u8>)>,
+}
+
+/// The test's end of a [`FakeDevice`].
+#[derive(Clone)]
+pub(super) struct Control {
+    pub(super) state: Arc<Mutex<State>>,
+    waker: Waker,
+}
+
+impl Control {
+    /// Finishes the kept command number `index`.
+    pub(super) fn complete(&self, index: usize) {
+        let mut state = self.state.lock();
+        let kept = state.kept.remove(index);
+        state.completed.push(kept);
+        drop(state);
+        (self.waker)();
+    }
+
+    /// How many commands are kept.
+    pub(super) fn kept(&self) -> usize {
+        self.state.lock().kept.len()
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct FakeDevice {
+    state: Arc<Mutex<State>>,
+    window: OwnedFd,
+    config: [u8; 24],
+}
+
+impl FakeDevice {
+    pub(super) fn new(waker: Waker) -> (Self, Control) {
+        let flags = rustix::fs::MemfdFlags::CLOEXEC;
+        let window = rustix::fs::memfd_create("window", flags).unwrap();
+        rustix::fs::ftruncate(&window, WINDOW).unwrap();
+        let state = Arc::<Mutex<State>>::default();
+        let mut config = [0; 24];
+        config[12] = 1;
+        let device = Self {
+            state: Arc::clone(&state),
+            window,
+            config,
+        };
+        (device, Control { state, waker })
+    }
+}
+
+/// The command backwards.
+pub(super) fn answer(command: &[u8]) -> Vec<u8> {
+    command.iter().rev().copied().collect()
+}
+
+impl CommandHandler for FakeDevice {
+    fn execute(&mut self, tag: u64, command: &[u8]) -> Option<Response> {
+        let mut state = self.state.lock();
+        state.executed.push(command.to_vec());
+        if command.first() == Some(&KEEP) {
+            state.kept.push((tag, answer(command)));
+            return None;
+        }
+        Some(Response::from_bytes(answer(command)))
+    }
+
+    fn completed(&mut self) -> Vec<(u64, Response)> {
+        let completed = std::mem::take(&mut self.state.lock().completed);
+        completed
+            .into_iter()
+            .map(|(tag, bytes)| (tag, Response::from_bytes(bytes)))
+            .collect()
+    }
+}
+
+impl Device for FakeDevice {
+    fn reset(&mut self) {
+        let mut state = self.state.lock();
+        state.resets += 1;
+        state.kept.clear();
+    }
+
+    fn config(&self) -> &[u8] {
+        &self.config
+    }
+
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        self.state
+            .lock()
+            .config_writes
+            .push((offset, data.to_vec()));
+    }
+
+    fn features(&self) -> u64 {
+        FEATURES
+    }
+
+    fn window_fd(&self) -> BorrowedFd<'_> {
+        self.window.as_fd()
+    }
+
+    fn window_size(&self) -> u64 {
+        WINDOW
+    }
+}

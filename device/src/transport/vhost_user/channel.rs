@@ -1,0 +1,283 @@
+//! Our messages to the VMM (the backend channel): SHMEM_MAP and SHMEM_UNMAP of the whole window.
+//!
+//! The crate's client for this channel waits for ever. A VMM that has stopped its device does not read the channel (crosvm, while it sleeps), and a
+//! broken one never answers; so here replies have a deadline, a late one is known for what it is, and the end of the connection ends the wait.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use thiserror::Error;
+use vhost::vhost_user::message::{BackendReq, VhostUserMMap, VhostUserMMapFlags};
+use vm_memory::ByteValued;
+
+use crate::ratelimit::RateLimiter;
+use crate::transport::WindowMapper;
+
+/// Shared memory region of the window: `VIRTIO_GPU_SHM_ID_HOST_VISIBLE`.
+pub(super) const WINDOW_REGION: u8 = 1;
+
+/// How long the VMM may take to map or unmap. QEMU takes a millisecond; a guest's processor waits meanwhile.
+pub(super) const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Most replies that may be owed to us. A VMM that never answers must not make us remember more.
+const MAX_OWED: usize = 16;
+
+/// Version 1, and a reply is wanted.
+const REQUEST_FLAGS: u32 = 0x1 | 0x8;
+/// A reply (2), of version 1 (low bits).
+const REPLY_FLAG: u32 = 0x4;
+/// Bytes of a reply: a header of three words, and a status.
+const REPLY_BYTES: usize = 20;
+
+/// Why the VMM did not do it.
+#[derive(Debug, Error)]
+enum Failure {
+    #[error(
+        "it has not negotiated SHMEM, BACKEND_REQ and REPLY_ACK, or gave no channel for requests"
+    )]
+    NotNegotiated,
+    #[error("it refused: status {0:#x}")]
+    Refused(u64),
+    #[error("it did not answer within {REPLY_TIMEOUT:?}")]
+    Timeout,
+    #[error("what it answered is no answer")]
+    Confused,
+    #[error("{0}")]
+    Broken(#[from] io::Error),
+}
+
+/// The channel as the message thread sees it.
+#[derive(Debug, Default)]
+pub(super) struct Channel(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    socket: Option<Arc<UnixStream>>,
+    /// SHMEM and what it needs were negotiated.
+    usable: bool,
+}
+
+impl Channel {
+    /// The VMM gave a channel.
+    pub(super) fn set_socket(&self, socket: UnixStream) {
+        self.0.lock().socket = Some(Arc::new(socket));
+    }
+
+    /// Whether the VMM can map.
+    pub(super) fn set_usable(&self, usable: bool) {
+        self.0.lock().usable = usable;
+    }
+
+    /// Ends it, and whoever waits on it.
+    pub(super) fn close(&self) {
+        if let Some(socket) = self.0.lock().socket.take() {
+            // Fails when it has ended already.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    fn socket(&self) -> Option<Arc<UnixStream>> {
+        let state = self.0.lock();
+        state.socket.clone().filter(|_| state.usable)
+    }
+}
+
+/// Maps the window through the channel. The queue thread has it.
+#[derive(Debug)]
+pub(super) struct Mapper {
+    channel: Arc<Channel>,
+    window: OwnedFd,
+    size: u64,
+    /// The socket that the rest belongs to.
+    socket: Option<Arc<UnixStream>>,
+    /// Requests that have not been answered, the oldest first.
+    owed: VecDeque<BackendReq>,
+    partial: Vec<u8>,
+    /// The window may be mapped although we did not hear so.
+    unsure: bool,
+    log: RateLimiter,
+}
+
+impl Mapper {
+    pub(super) fn new(channel: Arc<Channel>, window: OwnedFd, size: u64) -> Self {
+        Self {
+            channel,
+            window,
+            size,
+            socket: None,
+            owed: VecDeque::new(),
+            partial: Vec::new(),
+            unsure: false,
+            log: RateLimiter::new(),
+        }
+    }
+
+    fn request(&mut self, request: BackendReq) -> Result<(), Failure> {
+        let socket = self.channel.socket().ok_or(Failure::NotNegotiated)?;
+        if !self
+            .socket
+            .as_ref()
+            .is_some_and(|known| Arc::ptr_eq(known, &socket))
+        {
+            self.socket = Some(Arc::clone(&socket));
+            self.owed.clear();
+            self.partial.clear();
+        }
+        if self.owed.len() >= MAX_OWED {
+            return Err(Failure::Timeout);
+        }
+        self.send(&socket, request)?;
+        self.owed.push_back(request);
+        let deadline = Instant::now() + REPLY_TIMEOUT;
+        loop {
+            let (answered, status) = self.receive(&socket, deadline)?;
+            if self.owed.pop_front() != Some(answered) {
+                // Which answer is whose cannot be told any more.
+                self.channel.close();
+                return Err(Failure::Confused);
+            }
+            if self.owed.is_empty() {
+                return match status {
+                    0 => Ok(()),
+                    status => Err(Failure::Refused(status)),
+                };
+            }
+        }
+    }
+
+    fn send(&self, socket: &UnixStream, request: BackendReq) -> io::Result<()> {
+        let body = VhostUserMMap {
+            shmid: WINDOW_REGION,
+            padding: [0; 7],
+            fd_offset: 0,
+            shm_offset: 0,
+            len: self.size,
+            flags: VhostUserMMapFlags::WRITABLE.bits(),
+        };
+        let length = u32::try_from(body.as_slice().len()).unwrap_or(u32::MAX);
+        let mut message = Vec::new();
+        for word in [u32::from(request), REQUEST_FLAGS, length] {
+            message.extend_from_slice(&word.to_ne_bytes());
+        }
+        message.extend_from_slice(body.as_slice());
+        let files: [BorrowedFd<'_>; 1] = [self.window.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if request == BackendReq::SHMEM_MAP {
+            control.push(SendAncillaryMessage::ScmRights(&files));
+        }
+        // A VMM that does not read lets the socket fill up.
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let sent = rustix::net::sendmsg(socket, &[IoSlice::new(&message)], &mut control, flags)?;
+        if sent == message.len() {
+            Ok(())
+        } else {
+            self.channel.close();
+            Err(io::ErrorKind::WriteZero.into())
+        }
+    }
+
+    /// The next reply.
+    fn receive(
+        &mut self,
+        socket: &UnixStream,
+        deadline: Instant,
+    ) -> Result<(BackendReq, u64), Failure> {
+        while self.partial.len() < REPLY_BYTES {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let timeout = Timespec::try_from(left).map_err(|_| Failure::Timeout)?;
+            let mut poll = [PollFd::new(socket, PollFlags::IN)];
+            match rustix::event::poll(&mut poll, Some(&timeout)) {
+                Ok(0) => return Err(Failure::Timeout),
+                Err(rustix::io::Errno::INTR) => continue,
+                other => other.map_err(io::Error::from)?,
+            };
+            let mut buffer = [0; REPLY_BYTES];
+            let wanted = REPLY_BYTES - self.partial.len();
+            let to = buffer.get_mut(..wanted).unwrap_or_default();
+            // Descriptors that come with it are dropped by the kernel: there is no room for them.
+            let length = match rustix::net::recv(socket, &mut *to, RecvFlags::DONTWAIT) {
+                Ok((_, 0)) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+                Ok((_, length)) => length,
+                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => continue,
+                Err(error) => return Err(io::Error::from(error).into()),
+            };
+            self.partial
+                .extend_from_slice(to.get(..length).unwrap_or_default());
+        }
+        let reply = std::mem::take(&mut self.partial);
+        parse_reply(&reply).ok_or_else(|| {
+            self.channel.close();
+            Failure::Confused
+        })
+    }
+
+    fn try_map(&mut self) -> Result<(), Failure> {
+        match self.request(BackendReq::SHMEM_MAP) {
+            Err(Failure::Refused(_)) if self.unsure => {
+                // It is mapped since before a reset or a late answer. What is unmapped now is what is mapped again.
+                let _ = self.request(BackendReq::SHMEM_UNMAP);
+                self.request(BackendReq::SHMEM_MAP)
+            }
+            other => other,
+        }
+    }
+}
+
+impl WindowMapper for Mapper {
+    fn map(&mut self) -> io::Result<()> {
+        match self.try_map() {
+            Ok(()) => {
+                self.unsure = false;
+                log::debug!("the VMM mapped the window");
+                Ok(())
+            }
+            Err(failure) => {
+                self.unsure |= !matches!(failure, Failure::NotNegotiated | Failure::Refused(_));
+                let line = format!("the VMM did not map the window: {failure}");
+                self.log.warn(format_args!("{line}"));
+                Err(io::Error::other(line))
+            }
+        }
+    }
+
+    fn unmap(&mut self) {
+        match self.request(BackendReq::SHMEM_UNMAP) {
+            Ok(()) => log::debug!("the VMM unmapped the window"),
+            Err(failure) => {
+                self.unsure = true;
+                self.log
+                    .warn(format_args!("the VMM did not unmap the window: {failure}"));
+            }
+        }
+    }
+
+    fn forget(&mut self) {
+        self.unsure = true;
+    }
+}
+
+fn parse_reply(reply: &[u8]) -> Option<(BackendReq, u64)> {
+    let (words, status) = reply.split_at_checked(12)?;
+    let mut words = words
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .map(|word| u32::from_ne_bytes(*word));
+    let (code, flags, size) = (words.next()?, words.next()?, words.next()?);
+    let request = BackendReq::try_from(code).ok()?;
+    let status = u64::from_ne_bytes(status.try_into().ok()?);
+    (flags & REPLY_FLAG != 0 && size == 8).then_some((request, status))
+}
+
+#[cfg(test)]
+mod tests;

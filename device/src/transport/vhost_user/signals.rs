@@ -1,0 +1,195 @@
+//! Notifications: the driver kicks an eventfd of each queue, and the device calls another.
+//!
+//! The descriptors are shared with the VMM and the kernel, and a hostile VMM may do with them what it likes. So kicks are read in a way
+//! that cannot block, and calls are made non-blocking.
+
+use std::fs::File;
+use std::io::{self, IoSliceMut, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::OFlags;
+use rustix::io::ReadWriteFlags;
+
+use crate::transport::Wake;
+use crate::transport::vfio_user::engine;
+use crate::transport::vfio_user::interrupts::Source;
+use crate::virtqueue::QUEUES;
+
+/// What `/proc/self/fd` says of an eventfd.
+const EVENTFD: &str = "anon_inode:[eventfd]";
+
+/// The descriptors of all queues. The lock is a leaf: nothing blocks under it.
+#[derive(Debug, Default)]
+pub(super) struct Signals(Mutex<[Lines; QUEUES]>);
+
+#[derive(Debug, Default)]
+struct Lines {
+    kick: Option<Arc<File>>,
+    call: Option<File>,
+    error: Option<File>,
+}
+
+impl Signals {
+    /// Changes the kick of a queue. The queue thread has to be woken: it waits for the old one.
+    pub(super) fn set_kick(&self, queue: usize, file: Option<File>) -> io::Result<()> {
+        let file = file.map(checked).transpose()?.map(Arc::new);
+        self.with(queue, |lines| lines.kick = file);
+        Ok(())
+    }
+
+    /// Changes the call of a queue.
+    pub(super) fn set_call(&self, queue: usize, file: Option<File>) -> io::Result<()> {
+        let file = file.map(non_blocking).transpose()?;
+        self.with(queue, |lines| lines.call = file);
+        Ok(())
+    }
+
+    /// Changes the error descriptor of a queue.
+    pub(super) fn set_error(&self, queue: usize, file: Option<File>) -> io::Result<()> {
+        let file = file.map(non_blocking).transpose()?;
+        self.with(queue, |lines| lines.error = file);
+        Ok(())
+    }
+
+    fn with(&self, queue: usize, f: impl FnOnce(&mut Lines)) {
+        if let Some(lines) = self.0.lock().get_mut(queue) {
+            f(lines);
+        }
+    }
+
+    fn kicks(&self) -> Vec<Arc<File>> {
+        let lines = self.0.lock();
+        lines.iter().filter_map(|line| line.kick.clone()).collect()
+    }
+}
+
+/// Only an eventfd: of other files it is not known what a read or a write does to others.
+fn checked(file: File) -> io::Result<File> {
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    if link.as_os_str() != EVENTFD {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("not an eventfd: {}", link.display()),
+        ));
+    }
+    Ok(file)
+}
+
+fn non_blocking(file: File) -> io::Result<File> {
+    let file = checked(file)?;
+    let flags = rustix::fs::fcntl_getfl(&file)?;
+    rustix::fs::fcntl_setfl(&file, flags | OFlags::NONBLOCK)?;
+    Ok(file)
+}
+
+/// Takes the kicks that came. Never waits, whoever else reads.
+fn drain(kick: &File) {
+    let mut count = [0; 8];
+    let mut to = [IoSliceMut::new(&mut count)];
+    // The offset that stands for none: an eventfd has no position.
+    let _ = rustix::io::preadv2(kick, &mut to, u64::MAX, ReadWriteFlags::NOWAIT);
+}
+
+fn fire(file: Option<&File>) {
+    if let Some(mut file) = file {
+        // Fails only when the counter is full: then it is readable already.
+        let _ = file.write(&1_u64.to_ne_bytes());
+    }
+}
+
+impl engine::Signals for Signals {
+    fn wait(&self, wake: &Wake) {
+        let kicks = self.kicks();
+        if !wake.is_due() {
+            let mut poll: Vec<PollFd<'_>> = [wake.as_fd()]
+                .into_iter()
+                .chain(kicks.iter().map(|kick| kick.as_fd()))
+                .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
+                .collect();
+            // Interrupted: one look at the queues too many.
+            let _ = rustix::event::poll(&mut poll, None);
+        }
+        for kick in &kicks {
+            drain(kick);
+        }
+        wake.clear();
+    }
+
+    fn raise(&self, source: Source) {
+        let lines = self.0.lock();
+        match source {
+            Source::Queue(queue) => {
+                let lines = lines.get(usize::from(queue));
+                fire(lines.and_then(|lines| lines.call.as_ref()));
+            }
+            // The device needs a reset. vhost-user has no other way to say so.
+            Source::Config => lines.iter().for_each(|lines| fire(lines.error.as_ref())),
+        }
+    }
+
+    fn reset(&self) {
+        // The descriptors are the VMM's, which changes them when it starts the queues.
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use rustix::event::EventfdFlags;
+
+    use super::engine::Signals as _;
+    use super::*;
+
+    fn eventfd(flags: EventfdFlags) -> File {
+        File::from(rustix::event::eventfd(0, flags).unwrap())
+    }
+
+    #[test]
+    fn a_kick_is_taken_without_blocking_even_on_a_blocking_descriptor() {
+        let kick = eventfd(EventfdFlags::CLOEXEC);
+        let signals = Signals::default();
+        let wake = Wake::new().unwrap();
+        signals
+            .set_kick(0, Some(kick.try_clone().unwrap()))
+            .unwrap();
+        fire(Some(&kick));
+        signals.wait(&wake);
+        // Taken, and not waited for.
+        drain(&kick);
+        let mut poll = [PollFd::new(&kick, PollFlags::IN)];
+        let now = rustix::event::Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        assert_eq!(rustix::event::poll(&mut poll, Some(&now)), Ok(0));
+
+        let other = Arc::clone(&wake);
+        let start = Instant::now();
+        let thread = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(20));
+            other.wake();
+        });
+        signals.wait(&wake);
+        assert!(start.elapsed() >= Duration::from_millis(19));
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn only_eventfds_are_accepted_and_a_full_one_does_not_block() {
+        let signals = Signals::default();
+        let (reader, _writer) = rustix::pipe::pipe().unwrap();
+        assert!(signals.set_kick(0, Some(File::from(reader))).is_err());
+        let call = eventfd(EventfdFlags::CLOEXEC);
+        signals
+            .set_call(1, Some(call.try_clone().unwrap()))
+            .unwrap();
+        rustix::io::write(&call, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+        signals.raise(Source::Queue(1));
+        signals.raise(Source::Queue(7));
+        signals.raise(Source::Config);
+    }
+}
