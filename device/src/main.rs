@@ -10,6 +10,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     env_logger::Builder::new()
         .filter_level(cli.serve.log)
+        // It logs each allocation.
+        .filter_module("offset_allocator", cli.serve.log.min(log::LevelFilter::Info))
         .format_target(false)
         .init();
     match cli.command {

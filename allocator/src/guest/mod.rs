@@ -125,8 +125,8 @@ impl Guest {
         Ok(())
     }
 
-    /// CTX_DESTROY: the context's memories go, but for blobs that another context is attached to. A blob
-    /// that stays mapped without its memory reads as zeros until the guest unmaps it.
+    /// CTX_DESTROY: the context's memories go, but for those that somebody may still see: a blob that is mapped, or that
+    /// another context is attached to, keeps its bytes and its charge to the device until RESOURCE_UNREF.
     pub fn destroy_context(&mut self, id: u32) -> Result<(), Error> {
         let context = self.contexts.remove(&id).ok_or(Error::UnknownContext(id))?;
         for blob in self.blobs.values_mut() {
@@ -146,10 +146,11 @@ impl Guest {
             memory.client_id = 0;
             match blob {
                 Some(blob)
-                    if blob
-                        .attached
-                        .iter()
-                        .any(|other| contexts.contains_key(other)) => {}
+                    if blob.mapped
+                        || blob
+                            .attached
+                            .iter()
+                            .any(|other| contexts.contains_key(other)) => {}
                 Some(blob) => {
                     blob.memory = None;
                     dead.push(key);

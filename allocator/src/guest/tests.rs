@@ -610,34 +610,52 @@ fn quotas_at_the_exact_boundary() {
 }
 
 #[test]
-fn a_destroyed_context_gives_everything_back_but_what_others_share() {
+fn a_destroyed_context_gives_back_what_nobody_sees() {
     let mut fixture = Fixture::with_context();
     fixture.open(2, RING + 1, RING_OFFSET - PAGE);
     fixture.allocate(1, 1, 1, 0, 4);
     fixture.allocate(1, 2, 2, 4, 4);
-    assert_eq!(
-        fixture.create(1, 3, 4, CreateFlags::HOST_VISIBLE),
-        Status::Ok
-    );
-    fixture.write(0, 8, !0);
+    fixture.allocate(1, 4, 4, 8, 4);
+    let unbound = fixture.create(1, 3, 4, CreateFlags::HOST_VISIBLE);
+    assert_eq!(unbound, Status::Ok);
+    fixture.write(0, 12, !0);
     fixture.guest.attach_resource(2, 2).unwrap();
+    for resource in [1, 2, RING] {
+        fixture.guest.unmap_blob(resource).unwrap();
+    }
     fixture.guest.destroy_context(1).unwrap();
-    assert_eq!(
-        fixture.guest.host.used(),
-        5 * PAGE,
-        "the shared blob, and the other ring"
-    );
-    assert!(fixture.all(4, 4, !0), "shared, untouched");
+    let kept = "one shared, one mapped, and the other context's ring";
+    assert_eq!(fixture.guest.host.used(), 9 * PAGE, "{kept}");
+    assert!(fixture.all(4, 8, !0), "untouched");
     fixture.guest.window.settle();
-    assert!(fixture.all(0, 4, 0), "a dead blob shows zeros");
-    assert_eq!(fixture.guest.map_blob(1, 0), Err(Error::Orphaned(1)));
-    fixture.guest.unref(1).unwrap();
-    fixture.guest.unref(2).unwrap();
-    assert_eq!(
-        fixture.guest.destroy_context(1),
-        Err(Error::UnknownContext(1))
-    );
+    assert!(fixture.all(0, 4, 0), "cleaned");
+    let orphan = fixture.guest.map_blob(1, 0);
+    assert_eq!(orphan, Err(Error::Orphaned(1)));
+    for resource in [1, 2, 4, RING] {
+        fixture.guest.unref(resource).unwrap();
+    }
+    let twice = fixture.guest.destroy_context(1);
+    assert_eq!(twice, Err(Error::UnknownContext(1)));
     assert_eq!(fixture.guest.host.used(), PAGE);
+}
+
+/// A process may close its device and go on writing to what it has mapped, until the kernel ends the mapping.
+#[test]
+fn a_stale_mapping_never_writes_into_what_others_get() {
+    let mut fixture = Fixture::with_context();
+    fixture.open(2, RING + 1, RING_OFFSET - PAGE);
+    fixture.allocate(1, 1, 1, 0, 4);
+    fixture.guest.destroy_context(1).unwrap();
+    fixture.write(0, 4, !0);
+    let status = fixture.create(2, 1, 4, DIRECT);
+    assert_eq!(status, Status::Ok);
+    fixture.blob(2, 2, 1, 4 * PAGE).unwrap();
+    let occupied = fixture.guest.map_blob(2, 0);
+    assert!(matches!(occupied, Err(Error::Occupied { .. })));
+    fixture.guest.unmap_blob(1).unwrap();
+    fixture.guest.unref(1).unwrap();
+    fixture.guest.map_blob(2, 0).unwrap();
+    assert!(fixture.all(0, 4, 0));
 }
 
 #[test]

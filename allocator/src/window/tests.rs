@@ -88,6 +88,30 @@ fn untouched_spans_cost_nothing() {
 }
 
 #[test]
+fn pages_where_no_blob_is_are_given_back() {
+    let window = window(0);
+    let held = window.place(span(8, 4), 1).unwrap();
+    let words = window.file().words(span(0, PAGES));
+    words
+        .iter()
+        .for_each(|word| word.store(1, Ordering::Relaxed));
+    window.shared.sweep(PAGES * PAGE);
+    assert_eq!(
+        window.occupancy().resident,
+        PAGES * PAGE,
+        "within the slack"
+    );
+    window.shared.sweep(0);
+    assert_eq!(window.occupancy().resident, 4 * PAGE);
+    assert!(
+        held.words()
+            .iter()
+            .all(|word| word.load(Ordering::Relaxed) == 1)
+    );
+    assert!(is_zero(&window.place(span(0, 8), 1).unwrap()));
+}
+
+#[test]
 fn placing_races_with_the_worker() {
     let window = window(PAGES / 2);
     std::thread::scope(|scope| {
