@@ -1,0 +1,168 @@
+//! Another process with a context of its own: a guest application beside the one under test.
+//!
+//! It is the program `scenarios` with `--peer ROLE ARGUMENTS`: it does its part, prints one line, waits until its standard input
+//! ends, checks what it has to check, and ends with 0.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+use hostblob_guest::{AllocateInfo, Device, Memory, OpenOptions, WHOLE_SIZE};
+
+use crate::pattern;
+use crate::scenario::Setup;
+
+/// What it wrote everywhere.
+pub const SEED: u64 = 0x5ec2e7;
+
+/// The other process, seen from here. Killed when dropped.
+#[derive(Debug)]
+pub struct Peer {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Peer {
+    /// Starts it, and returns when it has printed its line.
+    pub fn start(setup: &Setup, role: &str, arguments: &[String]) -> Result<(Self, String)> {
+        let mut peer = Self::spawn(setup, role, arguments, Stdio::piped())?;
+        let line = peer.line()?;
+        Ok((peer, line))
+    }
+
+    /// Starts it with this standard input.
+    pub fn spawn(setup: &Setup, role: &str, arguments: &[String], stdin: Stdio) -> Result<Self> {
+        let mut command = Command::new(&setup.program);
+        command.arg("--peer").arg(role).args(arguments);
+        if let Some(socket) = &setup.socket {
+            command.env(hostblob_guest::ENV_SOCKET, socket);
+        }
+        let mut child = command
+            .stdin(stdin)
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("{} cannot be run", setup.program.display()))?;
+        let stdout = BufReader::new(child.stdout.take().context("no pipe")?);
+        Ok(Self { child, stdout })
+    }
+
+    /// Its next line.
+    pub fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line)?;
+        ensure!(
+            line.ends_with('\n'),
+            "the peer ended early: {:?}",
+            self.child.wait()
+        );
+        Ok(line.trim_end().to_owned())
+    }
+
+    /// Lets it go on, and waits for its end.
+    pub fn finish(mut self) -> Result<()> {
+        drop(self.child.stdin.take());
+        let status = self.child.wait()?;
+        ensure!(status.success(), "the peer ended with {status}");
+        Ok(())
+    }
+
+    /// SIGKILL.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The part of the other process itself.
+pub fn run(role: &str, arguments: &[String]) -> Result<()> {
+    let device = Device::open(&OpenOptions::default())?;
+    match role {
+        "hold" => hold(&device, arguments),
+        "dirty" => dirty(&device, arguments),
+        "import" => import(&device),
+        _ => bail!("no role {role}"),
+    }
+}
+
+fn say(line: &str) -> Result<()> {
+    let mut stdout = std::io::stdout();
+    writeln!(stdout, "{line}")?;
+    Ok(stdout.flush()?)
+}
+
+fn wait_for_end() -> Result<()> {
+    std::io::stdin().read_to_end(&mut Vec::new())?;
+    Ok(())
+}
+
+fn sizes(arguments: &[String]) -> Result<Vec<u64>> {
+    arguments.iter().map(|text| Ok(text.parse()?)).collect()
+}
+
+fn allocate(device: &Device, sizes: &[u64]) -> Result<Vec<Memory>> {
+    let one = |size: &u64| device.allocate(&AllocateInfo::new(*size).dedicated());
+    Ok(sizes.iter().map(one).collect::<Result<_, _>>()?)
+}
+
+/// Holds memories of these sizes, and a plain blob; tells their ids; checks in the end that nobody touched them.
+fn hold(device: &Device, arguments: &[String]) -> Result<()> {
+    let memories = allocate(device, &sizes(arguments)?)?;
+    for memory in &memories {
+        pattern::write(memory, SEED)?;
+    }
+    let blob = device.create_plain_blob(8192)?;
+    pattern::write(&blob, SEED)?;
+    let mut line = blob.resource_id().to_string();
+    for memory in &memories {
+        line += &format!(" {}", memory.client_id());
+    }
+    say(&line)?;
+    wait_for_end()?;
+    for memory in &memories {
+        pattern::check(memory, SEED).context("memory of the holding process")?;
+    }
+    pattern::check(&blob, SEED).context("blob of the holding process")
+}
+
+/// Writes memories of these sizes in the way that the first argument says, and ends.
+fn dirty(device: &Device, arguments: &[String]) -> Result<()> {
+    let (way, arguments) = arguments.split_first().context("which way?")?;
+    let memories = allocate(device, &sizes(arguments)?)?;
+    let mut fences = Vec::new();
+    for memory in &memories {
+        if way == "cpu" {
+            pattern::write(memory, SEED)?;
+        } else {
+            fences.push(device.fill(memory, 0, WHOLE_SIZE, 0xdddd_dddd)?);
+        }
+    }
+    if way == "gpu" {
+        for fence in &fences {
+            fence.wait(None)?;
+        }
+    }
+    // "in-flight": the GPU may still be writing when this process is gone.
+    say("done")?;
+    if way == "in-flight" {
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)?;
+    }
+    Ok(())
+}
+
+/// Takes in the dma-buf that is our standard input, checks it, and writes into it.
+fn import(device: &Device) -> Result<()> {
+    let stdin = std::io::stdin();
+    let memory = device.import_dma_buf(stdin.as_fd())?;
+    pattern::check(&memory, SEED).context("imported memory")?;
+    pattern::write(&memory, SEED + 1)?;
+    say(&memory.size().to_string())
+}

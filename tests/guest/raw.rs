@@ -1,0 +1,254 @@
+//! The kernel's virtio-gpu ioctls and nothing else: what a program that knows no library of ours can do.
+//!
+//! Written from include/uapi/drm/virtgpu_drm.h, apart from `hostblob_guest`, so that a mistake there does not hide here.
+
+use std::ffi::c_void;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::ptr::NonNull;
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::{Mode, OFlags};
+use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, opcode};
+use rustix::mm::{MapFlags, ProtFlags};
+
+/// hostblob's capset id.
+pub const CAPSET_ID: u64 = hostblob_guest::protocol::DEFAULT_CAPSET_ID as u64;
+
+const BLOB_MEM_HOST3D: u32 = 2;
+const USE_MAPPABLE: u32 = 1;
+
+#[derive(Debug, Default)]
+#[repr(C)]
+struct CreateBlob {
+    blob_mem: u32,
+    blob_flags: u32,
+    bo_handle: u32,
+    res_handle: u32,
+    size: u64,
+    pad: u32,
+    cmd_size: u32,
+    cmd: u64,
+    blob_id: u64,
+}
+
+#[derive(Debug, Default)]
+#[repr(C)]
+struct Map {
+    offset: u64,
+    handle: u32,
+    pad: u32,
+}
+
+#[derive(Debug, Default)]
+#[repr(C)]
+struct GemClose {
+    handle: u32,
+    pad: u32,
+}
+
+#[derive(Debug, Default)]
+#[repr(C)]
+struct SetParam {
+    param: u64,
+    value: u64,
+}
+
+#[derive(Debug, Default)]
+#[repr(C)]
+struct ContextInit {
+    num_params: u32,
+    pad: u32,
+    params: u64,
+}
+
+#[derive(Debug, Default)]
+#[repr(C)]
+struct Wait {
+    handle: u32,
+    flags: u32,
+}
+
+const GEM_CLOSE: Opcode = opcode::write::<GemClose>(b'd', 0x09);
+const MAP: Opcode = opcode::read_write::<Map>(b'd', 0x41);
+const WAIT: Opcode = opcode::read_write::<Wait>(b'd', 0x48);
+const CREATE_BLOB: Opcode = opcode::read_write::<CreateBlob>(b'd', 0x4a);
+const CONTEXT_INIT: Opcode = opcode::read_write::<ContextInit>(b'd', 0x4b);
+
+struct Call<'a, T>(Opcode, &'a mut T);
+
+// SAFETY: `Node::call` is the only maker, and pairs each number with the structure that the kernel's header gives it.
+unsafe impl<T> Ioctl for Call<'_, T> {
+    type Output = ();
+    const IS_MUTATING: bool = true;
+
+    fn opcode(&self) -> Opcode {
+        self.0
+    }
+
+    fn as_ptr(&mut self) -> *mut c_void {
+        std::ptr::from_mut(self.1).cast()
+    }
+
+    unsafe fn output_from_ptr(_: IoctlOutput, _: *mut c_void) -> rustix::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A context on a render node.
+#[derive(Debug)]
+pub struct Node(OwnedFd);
+
+/// A blob of this context. Not closed by drop: see [`Node::close`].
+#[derive(Debug, Clone, Copy)]
+pub struct RawBlob {
+    /// GEM handle.
+    pub handle: u32,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// Mapped bytes of a blob. Unmapped on drop.
+#[derive(Debug)]
+pub struct Mapped {
+    address: NonNull<u64>,
+    size: usize,
+}
+
+impl Node {
+    /// A context of our capset on the first node that takes one.
+    pub fn open() -> Result<Self> {
+        let mut nodes: Vec<PathBuf> = std::fs::read_dir("/dev/dri")
+            .context("/dev/dri")?
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| path.to_string_lossy().contains("renderD"))
+            .collect();
+        nodes.sort();
+        for path in &nodes {
+            let fd = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+            let node = Self(fd);
+            let param = SetParam {
+                param: 1,
+                value: CAPSET_ID,
+            };
+            let mut init = ContextInit {
+                num_params: 1,
+                pad: 0,
+                params: std::ptr::from_ref(&param).expose_provenance() as u64,
+            };
+            if node.call(CONTEXT_INIT, &mut init).is_ok() {
+                return Ok(node);
+            }
+        }
+        bail!("no render node takes a context of capset {CAPSET_ID}: {nodes:?}")
+    }
+
+    fn call<T>(&self, opcode: Opcode, argument: &mut T) -> Result<(), rustix::io::Errno> {
+        loop {
+            // SAFETY: each call in this file gives the structure that belongs to the number, alive during the call, as are the
+            // buffers that it points to.
+            match unsafe { rustix::ioctl::ioctl(self.0.as_fd(), Call(opcode, argument)) } {
+                Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// RESOURCE_CREATE_BLOB with blob_id 0, HOST3D, MAPPABLE.
+    pub fn create(&self, size: u64) -> Result<RawBlob> {
+        let mut create = CreateBlob {
+            blob_mem: BLOB_MEM_HOST3D,
+            blob_flags: USE_MAPPABLE,
+            size,
+            ..CreateBlob::default()
+        };
+        self.call(CREATE_BLOB, &mut create)
+            .context("RESOURCE_CREATE_BLOB")?;
+        Ok(RawBlob {
+            handle: create.bo_handle,
+            size,
+        })
+    }
+
+    /// MAP and mmap: waits until the host has mapped it.
+    pub fn map(&self, blob: &RawBlob) -> Result<Mapped> {
+        let mut map = Map {
+            handle: blob.handle,
+            ..Map::default()
+        };
+        self.call(MAP, &mut map).context("MAP")?;
+        let size = usize::try_from(blob.size)?;
+        // SAFETY: a new mapping at an address of the kernel's choice: no memory of ours changes.
+        let address = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                size,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                &self.0,
+                map.offset,
+            )
+        };
+        let address =
+            NonNull::new(address.context("mmap of a blob")?.cast()).context("mmap gave null")?;
+        Ok(Mapped { address, size })
+    }
+
+    /// WAIT: the host has executed what was sent for this blob.
+    pub fn wait(&self, blob: &RawBlob) -> Result<()> {
+        let mut wait = Wait {
+            handle: blob.handle,
+            flags: 0,
+        };
+        self.call(WAIT, &mut wait).context("WAIT")
+    }
+
+    /// GEM_CLOSE: the kernel destroys it once it is not mapped either.
+    pub fn close(&self, blob: RawBlob) -> Result<()> {
+        let mut close = GemClose {
+            handle: blob.handle,
+            pad: 0,
+        };
+        self.call(GEM_CLOSE, &mut close).context("GEM_CLOSE")
+    }
+}
+
+impl Mapped {
+    /// 64-bit words.
+    pub fn words(&self) -> usize {
+        self.size / 8
+    }
+
+    /// Reads a word.
+    pub fn load(&self, index: usize) -> u64 {
+        assert!(index < self.words());
+        // SAFETY: in bounds by the assertion, and mapped until drop; the host may write at the same time, hence volatile.
+        unsafe { self.address.add(index).read_volatile() }
+    }
+
+    /// Writes a word.
+    pub fn store(&self, index: usize, value: u64) {
+        assert!(index < self.words());
+        // SAFETY: in bounds by the assertion, and mapped until drop.
+        unsafe { self.address.add(index).write_volatile(value) };
+    }
+
+    /// Writes one word of each page.
+    pub fn touch(&self) {
+        for index in (0..self.words()).step_by(512) {
+            self.store(index, 1);
+        }
+    }
+
+    /// The first word that is not 0.
+    pub fn first_not_zero(&self) -> Option<usize> {
+        (0..self.words()).find(|&index| self.load(index) != 0)
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped in `Node::map`, and no address of it leaves this type.
+        let _ = unsafe { rustix::mm::munmap(self.address.as_ptr().cast(), self.size) };
+    }
+}

@@ -1,0 +1,77 @@
+//! What only a guest kernel can do: dma-bufs and sync files.
+
+use std::process::Stdio;
+
+use anyhow::{Context, Result, ensure};
+use hostblob_guest::{AllocateInfo, Status, WHOLE_SIZE};
+use rustix::event::{PollFd, PollFlags, Timespec};
+
+use super::{PATIENCE, Setup, done, own, refused};
+use crate::pattern;
+use crate::peer::{Peer, SEED};
+
+/// PRIME: another process takes in a dma-buf of our memory, sees our bytes, writes its own; both CPU and host GPU here see those.
+pub fn dma_buf_goes_to_another_process(setup: &Setup) -> Result<()> {
+    let device = setup.open()?;
+    let size = 1 << 20;
+    let infos = [
+        AllocateInfo::new(size).shareable(),
+        AllocateInfo::new(size).shareable().deferred(),
+    ];
+    for info in infos {
+        let memory = device.allocate(&info)?;
+        pattern::write(&memory, SEED)?;
+        let buffer = memory.export_dma_buf()?;
+        let mut peer = Peer::spawn(setup, "import", &[], Stdio::from(buffer))?;
+        let line = peer.line()?;
+        ensure!(
+            line == size.to_string(),
+            "the other process took in {line} bytes"
+        );
+        peer.finish()?;
+        pattern::check(&memory, SEED + 1)
+            .with_context(|| format!("written by the other process, {info:?}"))?;
+        let copied = own(&device, size)?;
+        done(device.copy(&memory, 0, &copied, 0, size))?;
+        pattern::check(&copied, SEED + 1)?;
+    }
+    // A dma-buf keeps the bytes alive, and what becomes of them when it is closed is nobody's.
+    let memory = device.allocate(&AllocateInfo::new(size).shareable())?;
+    pattern::write(&memory, SEED)?;
+    let buffer = memory.export_dma_buf()?;
+    drop(memory);
+    let other = own(&device, size)?;
+    pattern::check_zero(&other)?;
+    let mut peer = Peer::spawn(setup, "import", &[], Stdio::from(buffer))?;
+    peer.line()
+        .context("a dma-buf of memory that its maker has dropped")?;
+    peer.finish()?;
+    pattern::check_zero(&other)?;
+    refused(
+        own(&device, 4096)?.export_dma_buf(),
+        Status::FlagsMismatch,
+        "export of memory that is not shareable",
+    )
+}
+
+/// A fence as a sync file: readable when the host is done, and not before the bytes are there.
+pub fn sync_file_signals(setup: &Setup) -> Result<()> {
+    let device = setup.open()?;
+    let memory = own(&device, 8 << 20)?;
+    for value in 1..10_u32 {
+        let fence = device.fill(&memory, 0, WHOLE_SIZE, value)?;
+        let file = fence.export_sync_file()?;
+        drop(fence);
+        let mut poll = [PollFd::new(&file, PollFlags::IN)];
+        let timeout = Timespec {
+            tv_sec: i64::try_from(PATIENCE.as_secs())?,
+            tv_nsec: 0,
+        };
+        ensure!(
+            rustix::event::poll(&mut poll, Some(&timeout))? == 1,
+            "the sync file does not signal"
+        );
+        pattern::check_words(&memory, value)?;
+    }
+    Ok(())
+}

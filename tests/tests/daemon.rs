@@ -1,0 +1,183 @@
+//! hostblobd as a program: how it starts, refuses, and ends.
+
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use hostblob_guest::{Device, OpenOptions};
+use hostblob_tests::scenario::WINDOW;
+
+use crate::fixture::{self, Provider};
+
+fn hostblobd(arguments: &[&str]) -> Output {
+    let mut command = Command::new(fixture::hostblobd());
+    command.env("RUST_BACKTRACE", "1").args(arguments);
+    command.output().expect("hostblobd runs")
+}
+
+/// It ended with an error, and said so in one line that has `needle`.
+fn refuses(arguments: &[&str], needle: &str) {
+    let output = hostblobd(arguments);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.code().is_some_and(|code| code != 0),
+        "{arguments:?}: {:?}",
+        output.status
+    );
+    let lines: Vec<_> = text.lines().filter(|line| line.contains(needle)).collect();
+    assert_eq!(
+        lines.len(),
+        1,
+        "{arguments:?}: one line with {needle:?} in:\n{text}"
+    );
+    for bad in ["panicked", "backtrace", "Stack", "    at "] {
+        assert!(!text.contains(bad), "{arguments:?}: {bad:?} in:\n{text}");
+    }
+    assert!(
+        output.stdout.is_empty(),
+        "{arguments:?}: {}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+}
+
+#[test]
+fn wrong_flags_are_one_clear_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("s").to_string_lossy().into_owned();
+    let local = ["--local-socket", &socket, "--provider", "system"];
+    let with = |more: &[&'static str]| [&local[..], more].concat();
+    refuses(&[], "--socket-path");
+    refuses(&with(&["--window", "3G"]), "power of two");
+    refuses(&with(&["--window", "1M"]), "2 MiB");
+    refuses(&with(&["--window", "lots"]), "error:");
+    refuses(&with(&["--memory-limit", "1"]), "limit");
+    refuses(&with(&["--context-limit", "0"]), "limit");
+    refuses(&with(&["--capset-id", "64"]), "error:");
+    refuses(&with(&["--log", "loud"]), "error:");
+    refuses(&with(&["--frobnicate"]), "--frobnicate");
+    refuses(
+        &["--local-socket", &socket, "--provider", "magic"],
+        "error:",
+    );
+    refuses(
+        &[
+            "--local-socket",
+            "/nonexistent/folder/s",
+            "--provider",
+            "system",
+        ],
+        "/nonexistent/folder/s",
+    );
+    let vmm = ["--socket-path", &socket, "--transport", "carrier-pigeon"];
+    refuses(&vmm, "error:");
+    assert!(
+        !Path::new(&socket).exists(),
+        "a daemon that did not start left its socket"
+    );
+}
+
+#[test]
+fn a_gpu_that_is_not_there_is_one_clear_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("s").to_string_lossy().into_owned();
+    let arguments = [
+        "--local-socket",
+        &socket,
+        "--provider",
+        "vulkan",
+        "--device",
+        "no such GPU",
+    ];
+    refuses(&arguments, "no such GPU");
+}
+
+#[test]
+fn sigterm_ends_it_and_removes_its_sockets() {
+    for provider in [Provider::System, Provider::Vulkan] {
+        let daemon = fixture::vm_daemon(provider, WINDOW);
+        assert!(daemon.socket().exists() && daemon.local_socket().exists());
+        let device = Device::open(&OpenOptions::socket(daemon.local_socket())).unwrap();
+        let blob = device.create_plain_blob(4096).unwrap();
+        blob.write(0, b"held while it ends").unwrap();
+        let socket = daemon.local_socket();
+        fixture::finish(daemon);
+        assert!(UnixStream::connect(&socket).is_err());
+        let error = device.budget(0).expect_err("nobody answers");
+        assert_eq!(
+            error.status(),
+            Some(hostblob_guest::Status::DeviceLost),
+            "{error}"
+        );
+        // The window's pages are the client's as long as it maps them.
+        let mut bytes = [0; 18];
+        blob.read(0, &mut bytes).unwrap();
+        assert_eq!(&bytes, b"held while it ends");
+    }
+}
+
+#[test]
+fn a_second_daemon_on_a_live_socket_is_refused() {
+    let first = fixture::daemon(Provider::System, WINDOW).start().unwrap();
+    let socket = first.local_socket();
+    let path = socket.to_string_lossy();
+    refuses(&["--local-socket", &path, "--provider", "system"], &path);
+    let device = Device::open(&OpenOptions::socket(&socket)).expect("the first is there still");
+    device.create_plain_blob(4096).unwrap();
+    fixture::finish(first);
+}
+
+#[test]
+fn a_socket_of_a_killed_daemon_is_taken_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("s");
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    assert!(socket.exists(), "left behind, as by SIGKILL");
+    let arguments = ["--provider", "system", "--local-socket"];
+    let mut child = Command::new(fixture::hostblobd())
+        .args(arguments)
+        .arg(&socket)
+        .spawn()
+        .unwrap();
+    let opened = (0..500).find_map(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        Device::open(&OpenOptions::socket(&socket)).ok()
+    });
+    let blob = opened.map(|device| device.create_plain_blob(4096));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(matches!(blob, Some(Ok(_))), "{blob:?}");
+}
+
+#[test]
+fn info_says_what_the_host_offers() {
+    let output = hostblobd(&["info"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    for needle in ["Vulkan", "udmabuf", "vfio-user-pci", "memory-backend-memfd"] {
+        assert!(text.contains(needle), "no {needle:?} in:\n{text}");
+    }
+}
+
+#[test]
+fn help_describes_each_flag() {
+    let output = hostblobd(&["--help"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    for flag in [
+        "--socket-path",
+        "--transport",
+        "--window",
+        "--provider",
+        "--device",
+        "--memory-limit",
+        "--context-limit",
+        "--capset-id",
+        "--local-socket",
+        "--log",
+    ] {
+        assert!(text.contains(flag), "no {flag} in:\n{text}");
+    }
+}

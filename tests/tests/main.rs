@@ -1,0 +1,26 @@
+//! End-to-end tests: the whole of hostblob on stock parts.
+//!
+//! | module | what runs | where |
+//! |---|---|---|
+//! | `socket` | every scenario | over the local socket, providers `system` and `vulkan` |
+//! | `vm` | every scenario, the programs, the C example | in QEMU over vfio-user, Vulkan on the host |
+//! | `lifecycle` | resets, reboots, a killed QEMU | in QEMU |
+//! | `daemon` | start, end, wrong flags | on the host |
+//!
+//! `vm` and `lifecycle` need what `cargo xtask setup` fetches, and fail where it is missing.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests: what does not hold must stop them"
+)]
+
+#[path = "../fixture/mod.rs"]
+mod fixture;
+
+mod daemon;
+mod lifecycle;
+mod socket;
+mod vm;

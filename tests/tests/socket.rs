@@ -1,0 +1,64 @@
+//! Every scenario over the local socket, each against a daemon of its own, with every provider.
+
+use hostblob_guest::capset;
+use hostblob_tests::scenario::{self, SMALL_WINDOW, Setup, WINDOW};
+
+use crate::fixture::{self, Provider};
+
+fn check(name: &str, provider: Provider, window: u64) {
+    let daemon = fixture::daemon(provider, window)
+        .start()
+        .expect("hostblobd starts");
+    let setup = Setup {
+        socket: Some(daemon.local_socket()),
+        program: fixture::host_program("scenarios").to_owned(),
+        provider: Some(match provider {
+            Provider::System => capset::Provider::System,
+            Provider::Vulkan => capset::Provider::Vulkan,
+        }),
+    };
+    if let Err(error) = scenario::run(name, &setup) {
+        panic!("{error:#}\n--- hostblobd\n{}", daemon.log());
+    }
+    scenario::basics::nothing_is_left(&setup).expect("all memory is free afterwards");
+    fixture::finish(daemon);
+}
+
+macro_rules! tests {
+    (any { $($a:ident::$any:ident,)* } render_node { $($r:ident::$node:ident,)* } small_window { $($s:ident::$small:ident,)* }) => {
+        mod system {
+            $(#[test] fn $any() { super::check(stringify!($any), super::Provider::System, super::WINDOW); })*
+            $(#[test] fn $small() { super::check(stringify!($small), super::Provider::System, super::SMALL_WINDOW); })*
+        }
+        mod vulkan {
+            $(#[test] fn $any() { super::check(stringify!($any), super::Provider::Vulkan, super::WINDOW); })*
+            $(#[test] fn $small() { super::check(stringify!($small), super::Provider::Vulkan, super::SMALL_WINDOW); })*
+        }
+    };
+}
+hostblob_tests::for_each_scenario!(tests);
+
+/// The program that `cargo xtask demo --no-vm` runs.
+#[test]
+fn demo_tells_its_story() {
+    for provider in [Provider::System, Provider::Vulkan] {
+        let daemon = fixture::daemon(provider, WINDOW)
+            .start()
+            .expect("hostblobd starts");
+        let mut demo = std::process::Command::new(fixture::host_program("demo"));
+        let output = demo
+            .arg("--socket")
+            .arg(daemon.local_socket())
+            .output()
+            .expect("demo runs");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success(),
+            "{text}\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        assert!(text.contains("all 16777216 bytes are right"), "{text}");
+        assert!(text.contains("unknown there"), "{text}");
+        fixture::finish(daemon);
+    }
+}
