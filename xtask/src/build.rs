@@ -50,6 +50,22 @@ pub fn host_binary(package: &str, name: &str) -> Result<PathBuf> {
     Ok(target().join("release").join(name))
 }
 
+/// Builds the libraries of a package for this host, optimised; returns the folder that they are in.
+pub fn host_library(package: &str) -> Result<PathBuf> {
+    cargo(
+        &[
+            "build",
+            "--release",
+            "--quiet",
+            "--package",
+            package,
+            "--lib",
+        ],
+        &[],
+    )?;
+    Ok(target().join("release"))
+}
+
 /// Builds all programs of a package for the guest, optimised and static; returns the folder that they are in.
 pub fn guest_binaries(package: &str) -> Result<PathBuf> {
     let folder = target().join("guest");

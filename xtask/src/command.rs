@@ -1,6 +1,7 @@
 //! The sub-commands of `cargo xtask`.
 
 pub mod demo;
+pub mod install;
 pub mod setup;
 pub mod test;
 pub mod vm;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::command::{DaemonFlags, demo, setup, test, vm};
+use xtask::command::{DaemonFlags, demo, install, setup, test, vm};
 
 /// Set-up, demo, tests and virtual machines of hostblob.
 #[derive(Debug, Parser)]
@@ -31,6 +31,8 @@ enum Command {
     Vm(VmCommand),
     /// Install what the other commands need, and nothing else
     Setup,
+    /// Put hostblobd and the guest library under a prefix
+    Install(install::Flags),
 }
 
 #[derive(Debug, Subcommand)]
@@ -80,6 +82,7 @@ fn run(command: &Command) -> Result<u8> {
         Command::Demo { daemon, no_vm } => demo::run(daemon, *no_vm).map(|()| 0),
         Command::Test(flags) => test::run(flags).map(|()| 0),
         Command::Setup => setup::run().map(|()| 0),
+        Command::Install(flags) => install::run(flags).map(|()| 0),
         Command::Vm(VmCommand::Run {
             daemon,
             program,
