@@ -104,7 +104,11 @@ pub(super) fn serve(
         if socket && !client.read(&mut buffer)? {
             return Ok(());
         }
-        client.flush()?;
+        match client.flush() {
+            // It left without reading its last responses.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            flushed => flushed?,
+        }
     }
 }
 
@@ -221,7 +225,7 @@ impl Client {
         self.output.extend_from_slice(bytes);
     }
 
-    fn flush(&mut self) -> Result<(), ClientError> {
+    fn flush(&mut self) -> io::Result<()> {
         if !self.output.is_empty() {
             self.stream.write_all(&self.output)?;
             self.output.clear();
