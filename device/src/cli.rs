@@ -44,9 +44,10 @@ pub enum TransportKind {
 
 /// How to serve.
 #[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("sockets").args(["socket_path", "local_socket"]).required(true).multiple(true))]
 pub struct Serve {
     /// Socket that the VMM connects to
-    #[arg(long, value_name = "PATH", required_unless_present = "local_socket")]
+    #[arg(long, value_name = "PATH")]
     pub socket_path: Option<PathBuf>,
     /// Protocol that the VMM speaks on it
     #[arg(long, value_enum, default_value = "vfio-user")]
@@ -54,7 +55,7 @@ pub struct Serve {
     /// Size of the window (the PCI BAR): a power of two. It is sparse: address space, not memory
     #[arg(long, value_name = "SIZE", default_value = "8G", value_parser = parse_size)]
     pub window: u64,
-    /// What attaches the GPU: auto, vulkan or system (plain memory)
+    /// What attaches the GPU: auto, vulkan, gl or system (plain memory)
     #[arg(long, default_value = "auto")]
     pub provider: Choice,
     /// GPU, by its number in `hostblobd info` or a part of its name

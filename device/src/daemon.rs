@@ -65,7 +65,10 @@ pub fn run(flags: &Serve) -> Result<(), DaemonError> {
         }
     };
     let served = match &flags.socket_path {
-        None => Ok(wait_for(&shutdown)),
+        None => {
+            wait_for(&shutdown);
+            Ok(())
+        }
         Some(path) => serve_vmm(flags, path, &host, &shutdown),
     };
     shutdown.request();
@@ -84,11 +87,10 @@ fn serve_vmm(
     let (listener, _file) = bind(path)?;
     let new_gpu = |waker| Gpu::new(host, flags.capset_id, waker);
     match flags.transport {
-        TransportKind::VfioUser => Ok(transport::vfio_user::serve(&listener, &new_gpu, shutdown)?),
-        TransportKind::VhostUser => {
-            Ok(transport::vhost_user::serve(&listener, &new_gpu, shutdown)?)
-        }
+        TransportKind::VfioUser => transport::vfio_user::serve(&listener, new_gpu, shutdown)?,
+        TransportKind::VhostUser => transport::vhost_user::serve(&listener, new_gpu, shutdown)?,
     }
+    Ok(())
 }
 
 /// A socket file that goes when the daemon does.

@@ -11,7 +11,10 @@ fn main() -> ExitCode {
     env_logger::Builder::new()
         .filter_level(cli.serve.log)
         // It logs each allocation.
-        .filter_module("offset_allocator", cli.serve.log.min(log::LevelFilter::Info))
+        .filter_module(
+            "offset_allocator",
+            cli.serve.log.min(log::LevelFilter::Info),
+        )
         .format_target(false)
         .init();
     match cli.command {

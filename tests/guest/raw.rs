@@ -223,14 +223,19 @@ impl Mapped {
     pub fn load(&self, index: usize) -> u64 {
         assert!(index < self.words());
         // SAFETY: in bounds by the assertion, and mapped until drop; the host may write at the same time, hence volatile.
-        unsafe { self.address.add(index).read_volatile() }
+        unsafe { self.address.as_ptr().wrapping_add(index).read_volatile() }
     }
 
     /// Writes a word.
     pub fn store(&self, index: usize, value: u64) {
         assert!(index < self.words());
         // SAFETY: in bounds by the assertion, and mapped until drop.
-        unsafe { self.address.add(index).write_volatile(value) };
+        unsafe {
+            self.address
+                .as_ptr()
+                .wrapping_add(index)
+                .write_volatile(value)
+        };
     }
 
     /// Writes one word of each page.

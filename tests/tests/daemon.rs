@@ -46,7 +46,7 @@ fn wrong_flags_are_one_clear_line() {
     let socket = folder.path().join("s").to_string_lossy().into_owned();
     let local = ["--local-socket", &socket, "--provider", "system"];
     let with = |more: &[&'static str]| [&local[..], more].concat();
-    refuses(&[], "--socket-path");
+    refuses(&[], "not provided");
     refuses(&with(&["--window", "3G"]), "power of two");
     refuses(&with(&["--window", "1M"]), "2 MiB");
     refuses(&with(&["--window", "lots"]), "error:");
@@ -108,10 +108,13 @@ fn sigterm_ends_it_and_removes_its_sockets() {
             Some(hostblob_guest::Status::DeviceLost),
             "{error}"
         );
-        // The window's pages are the client's as long as it maps them.
-        let mut bytes = [0; 18];
+        // The mapping is the client's as long as it wants it, and no access to it faults; what is in it is lost.
+        let mut bytes = [1; 18];
         blob.read(0, &mut bytes).unwrap();
-        assert_eq!(&bytes, b"held while it ends");
+        assert!(
+            bytes == [0; 18] || bytes == *b"held while it ends",
+            "{bytes:?}"
+        );
     }
 }
 

@@ -91,10 +91,10 @@ fn raw_program_handles_10000_blobs() {
 fn latency_with_10000_live_blobs() {
     let text = run(fixture::guest_program("latency"), &["100"]);
     for row in [
-        "blob of 4 KiB: create + map + mmap               10000",
-        "host GPU copy of 1 MiB",
+        r#""what":"blob of 4 KiB: create + map + mmap","live":10000"#,
+        r#""what":"host GPU copy of 1 MiB, until its fence""#,
     ] {
-        assert!(text.contains(row), "no row {row:?}:\n{text}");
+        assert!(text.contains(row), "no row {row}:\n{text}");
     }
     assert!(text.contains("latency: [{\"what\":"), "{text}");
     print!("{text}");

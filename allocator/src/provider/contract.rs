@@ -69,6 +69,11 @@ impl Guest {
         self.sequence
     }
 
+    /// Answers that have arrived and were not taken.
+    pub(crate) fn answered(&self) -> usize {
+        self.answers.len()
+    }
+
     pub(crate) fn next(&self) -> Completion {
         self.answers.recv_timeout(LIMIT).expect("an answer in time")
     }
@@ -136,7 +141,7 @@ impl Guest {
         attachment
     }
 
-    fn read(&self, offset: u64, length: u64) -> Vec<u8> {
+    pub(crate) fn read(&self, offset: u64, length: u64) -> Vec<u8> {
         let mut bytes = vec![0; usize::try_from(length).unwrap()];
         let count = rustix::io::pread(&self.window, &mut bytes[..], offset).unwrap();
         assert_eq!(count, bytes.len());

@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use super::gl::{self, GlFacts};
+use super::gl::{self, GlReport};
 use super::udmabuf::Udmabuf;
 use super::vulkan::{self, DeviceFacts, Probe};
 
@@ -22,8 +22,8 @@ pub struct DeviceReport {
 pub struct Inventory {
     /// Every physical device; or why there is no Vulkan.
     pub vulkan: Result<Vec<DeviceReport>, String>,
-    /// OpenGL without a display; or why there is none.
-    pub gl: Result<GlFacts, String>,
+    /// Every OpenGL device that needs no window system; or why there is none.
+    pub gl: Result<Vec<GlReport>, String>,
     /// The largest dma-buf that /dev/udmabuf makes, in bytes; or why it cannot be used.
     pub udmabuf: Result<u64, String>,
 }
@@ -56,7 +56,9 @@ impl fmt::Display for Inventory {
             Err(why) => writeln!(f, "udmabuf: not usable: {why}")?,
         }
         match &self.gl {
-            Ok(facts) => writeln!(f, "OpenGL: {facts}")?,
+            Ok(devices) => (0..)
+                .zip(devices)
+                .try_for_each(|(index, device)| writeln!(f, "OpenGL device {index}: {device}"))?,
             Err(why) => writeln!(f, "OpenGL: {why}")?,
         }
         match &self.vulkan {

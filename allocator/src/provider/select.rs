@@ -10,17 +10,20 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::Provider;
+use super::gl::{GlError, GlProvider};
 use super::system::SystemProvider;
 use super::vulkan::{VulkanError, VulkanProvider};
 
 /// Which provider is wanted (`--provider`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Choice {
-    /// Vulkan where it works, else system memory.
+    /// Vulkan where it works, else OpenGL where that works, else system memory.
     #[default]
     Auto,
     /// Vulkan or nothing.
     Vulkan,
+    /// OpenGL or nothing.
+    Gl,
     /// System memory.
     System,
 }
@@ -30,6 +33,7 @@ impl fmt::Display for Choice {
         f.write_str(match self {
             Self::Auto => "auto",
             Self::Vulkan => "vulkan",
+            Self::Gl => "gl",
             Self::System => "system",
         })
     }
@@ -37,7 +41,7 @@ impl fmt::Display for Choice {
 
 /// Not the name of a provider.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("{0:?} is no provider: auto, vulkan and system are")]
+#[error("{0:?} is no provider: auto, vulkan, gl and system are")]
 pub struct ParseChoiceError(String);
 
 impl FromStr for Choice {
@@ -47,6 +51,7 @@ impl FromStr for Choice {
         match text {
             "auto" => Ok(Self::Auto),
             "vulkan" => Ok(Self::Vulkan),
+            "gl" => Ok(Self::Gl),
             "system" => Ok(Self::System),
             _ => Err(ParseChoiceError(text.to_owned())),
         }
@@ -87,7 +92,7 @@ impl FromStr for DeviceSelector {
 pub struct Options {
     /// The device; without one, the best that can be attached to window memory.
     pub device: Option<DeviceSelector>,
-    /// Runs under `VK_LAYER_KHRONOS_validation`: messages are logged and counted.
+    /// Runs under `VK_LAYER_KHRONOS_validation`, or in a GL debug context: messages are logged and counted.
     pub validation: bool,
     /// Heaps are reported with at most this many bytes (`--memory-limit`).
     pub memory_limit: Option<u64>,
@@ -117,6 +122,9 @@ pub enum OpenError {
     /// Vulkan was asked for by name.
     #[error("provider vulkan: {0}")]
     Vulkan(#[from] VulkanError),
+    /// OpenGL was asked for by name.
+    #[error("provider gl: {0}")]
+    Gl(#[from] GlError),
 }
 
 /// Opens a provider.
@@ -131,14 +139,51 @@ pub fn open(choice: Choice, options: &Options) -> Result<Opened, OpenError> {
             "system memory: asked for by name".to_owned(),
         )),
         Choice::Vulkan => Ok(vulkan(VulkanProvider::new(options)?, "asked for by name")),
+        Choice::Gl => Ok(gl(GlProvider::new(options)?, "asked for by name")),
         Choice::Auto => match VulkanProvider::new(options) {
             Ok(provider) => Ok(vulkan(provider, "the best that works on this host")),
-            Err(error) if options.device.is_some() => Err(error.into()),
-            Err(error) => Ok(system(
-                options,
-                format!("system memory, the CPU fills and copies: {error}"),
-            )),
+            Err(error) => without_vulkan(options, error),
         },
+    }
+}
+
+/// The next best after Vulkan. A device that was asked for by its number is a Vulkan one: the inventory counts OpenGL's
+/// by themselves.
+fn without_vulkan(options: &Options, error: VulkanError) -> Result<Opened, OpenError> {
+    if let Some(DeviceSelector::Index(_)) = options.device {
+        return Err(error.into());
+    }
+    match gl_with_window(options) {
+        Ok(provider) => Ok(gl(provider, &format!("Vulkan does not work here: {error}"))),
+        Err(_) if options.device.is_some() => Err(error.into()),
+        Err(other) => Ok(system(
+            options,
+            format!("system memory, the CPU fills and copies: Vulkan: {error}; OpenGL: {other}"),
+        )),
+    }
+}
+
+/// OpenGL where it can attach to window memory: without that, the CPU serves a guest better.
+fn gl_with_window(options: &Options) -> Result<GlProvider, GlError> {
+    let provider = GlProvider::new(options)?;
+    if provider.serves_window() {
+        return Ok(provider);
+    }
+    Err(GlError::NoWindowMemory {
+        renderer: provider.facts().renderer.clone(),
+        reason: provider.pinned().to_string(),
+    })
+}
+
+fn gl(provider: GlProvider, why: &str) -> Opened {
+    let description = provider.description();
+    let reason = format!(
+        "OpenGL on {} ({}), attached by {}: {why}",
+        description.device_name, description.driver_name, description.attach_strategy
+    );
+    Opened {
+        provider: Arc::new(provider),
+        reason,
     }
 }
 
@@ -158,5 +203,54 @@ fn vulkan(provider: VulkanProvider, why: &str) -> Opened {
     Opened {
         provider: Arc::new(provider),
         reason,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::provider::ProviderKind;
+
+    #[test]
+    fn names_are_parsed_and_printed() {
+        for choice in [Choice::Auto, Choice::Vulkan, Choice::Gl, Choice::System] {
+            assert_eq!(choice.to_string().parse(), Ok(choice));
+        }
+        let error = "opengl".parse::<Choice>().unwrap_err();
+        assert!(error.to_string().contains("gl and system"), "{error}");
+    }
+
+    #[test]
+    fn after_vulkan_comes_gl_and_the_reason_says_why() {
+        let opened = without_vulkan(&Options::default(), VulkanError::NoDevice).unwrap();
+        assert_eq!(
+            opened.provider.description().kind,
+            ProviderKind::Gl,
+            "{}: install libegl1 libgl1-mesa-dri or run cargo xtask setup",
+            opened.reason
+        );
+        assert!(
+            opened.reason.contains("no Vulkan device"),
+            "{}",
+            opened.reason
+        );
+        assert!(!opened.reason.contains('\n'), "{}", opened.reason);
+    }
+
+    #[test]
+    fn who_names_a_device_gets_it_or_an_error() {
+        let with = |device| Options {
+            device: Some(device),
+            ..Options::default()
+        };
+        for device in [
+            DeviceSelector::Index(0),
+            DeviceSelector::Name("none such".to_owned()),
+        ] {
+            let error = without_vulkan(&with(device), VulkanError::NoDevice).unwrap_err();
+            assert!(matches!(error, OpenError::Vulkan(_)), "{error}");
+        }
+        let name = DeviceSelector::Name("pipe".to_owned());
+        let _ = without_vulkan(&with(name), VulkanError::NoDevice);
     }
 }

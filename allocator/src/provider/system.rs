@@ -66,11 +66,16 @@ impl Provider for SystemProvider {
     }
 }
 
-fn describe(memory_limit: Option<u64>) -> Description {
+/// Bytes of memory that the host has.
+pub(super) fn physical_memory() -> u64 {
     let info = rustix::system::sysinfo();
     // The fields are `unsigned long`, 32 bits wide on 32-bit hosts.
     #[allow(clippy::useless_conversion)]
-    let total = u64::from(info.totalram).saturating_mul(u64::from(info.mem_unit.max(1)));
+    u64::from(info.totalram).saturating_mul(u64::from(info.mem_unit.max(1)))
+}
+
+fn describe(memory_limit: Option<u64>) -> Description {
+    let total = physical_memory();
     let size = memory_limit.map_or(total, |limit| limit.min(total));
     Description {
         kind: ProviderKind::System,

@@ -11,7 +11,7 @@ use hostblob_protocol::virtio_gpu::{
     FLAG_INFO_RING_IDX, GetCapset, GetCapsetInfo, MapInfo, MemEntry, Rect, ResourceCreateBlob,
     ResourceMapBlob, ResourceOnly, blob_flag, blob_mem, cmd, map_cache, resp,
 };
-use hostblob_protocol::{DEFAULT_CAPSET_ID, Envelope, EnvelopeBuilder, Request, Status};
+use hostblob_protocol::{Envelope, EnvelopeBuilder, Request, Status};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::golden::{Folder, Row, concat, row};
@@ -247,7 +247,7 @@ fn local_socket(folder: &mut Folder) {
     };
     let hello = Hello {
         version: local::VERSION.into(),
-        capset_id: DEFAULT_CAPSET_ID.into(),
+        capset_id: 48.into(),
         window_size: (1_u64 << 33).into(),
         features: 0x1d.into(),
     };

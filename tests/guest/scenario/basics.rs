@@ -132,14 +132,24 @@ fn check_one(memory: &Memory, size: u64, seed: u64) -> Result<()> {
     // Through the address itself, without the library between.
     for position in [0, size / 2, size - 1] {
         // SAFETY: `map` promises `size` bytes at the address until unmap or drop, both of which come later; no GPU work runs.
-        let byte = unsafe { address.add(position as usize).read_volatile() };
+        let byte = unsafe {
+            address
+                .as_ptr()
+                .wrapping_add(position as usize)
+                .read_volatile()
+        };
         ensure!(
             byte == pattern::byte(seed, position),
             "byte {position:#x} is {byte:#04x}"
         );
     }
     // SAFETY: as above; the last byte of the memory.
-    unsafe { address.add(size as usize - 1).write_volatile(0x42) };
+    unsafe {
+        address
+            .as_ptr()
+            .wrapping_add(size as usize - 1)
+            .write_volatile(0x42)
+    };
     pattern::check_at(memory, size - 1, &[0x42])
 }
 

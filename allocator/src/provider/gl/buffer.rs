@@ -59,7 +59,7 @@ impl Drop for Name {
         // Deleting the name 0, where `new` failed, is ignored by GL. An error here leaves nothing to do.
         // SAFETY: one name, of this context and deleted once. No command that uses it is under way: the desk hands what
         // was released to the answers that wait for its last work.
-        let _ = self.gl.call("glDeleteBuffers", |gl| unsafe {
+        let _ = self.gl.undo("glDeleteBuffers", |gl| unsafe {
             (gl.delete_buffers)(1, &raw const self.raw);
         });
     }

@@ -6,6 +6,8 @@
 use std::cell::{Cell, OnceCell};
 use std::rc::Rc;
 use std::sync::Arc;
+#[cfg(test)]
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -58,6 +60,9 @@ pub(super) struct Gl {
     reset: Cell<bool>,
     #[cfg(test)]
     pub(super) faults: Arc<Faults<u32>>,
+    /// While it is set no fence seems to be reached: software drivers are done before anyone asks.
+    #[cfg(test)]
+    pub(super) busy: Arc<AtomicBool>,
     /// Destroyed before `_glow`, which owns the closure that the driver calls with messages.
     _current: Current,
     _glow: glow::Context,
@@ -87,6 +92,8 @@ impl Gl {
             reset: Cell::new(false),
             #[cfg(test)]
             faults: Arc::new(Faults::new(CONTEXT_LOST)),
+            #[cfg(test)]
+            busy: Arc::default(),
             _current: current,
             _glow: glow,
         }))
@@ -106,12 +113,18 @@ impl Gl {
         name: &str,
         calls: impl FnOnce(&Functions),
     ) -> Result<(), ProviderError> {
-        self.fault()
-            .and_then(|()| {
-                calls(&self.functions);
-                self.check()
-            })
-            .map_err(|error| self.refusal(name, error))
+        self.fault().map_err(|error| self.refusal(name, error))?;
+        self.undo(name, calls)
+    }
+
+    /// The same for calls that take something back, which tests do not make fail.
+    pub(super) fn undo(
+        &self,
+        name: &str,
+        calls: impl FnOnce(&Functions),
+    ) -> Result<(), ProviderError> {
+        calls(&self.functions);
+        self.check().map_err(|error| self.refusal(name, error))
     }
 
     /// The first error since the last check.
@@ -128,6 +141,19 @@ impl Gl {
             }
         }
         Err(first)
+    }
+
+    /// Waits until `busy` is cleared; whether `timeout` passed first.
+    #[cfg(test)]
+    fn seems_busy(&self, timeout: Duration) -> bool {
+        let start = std::time::Instant::now();
+        while self.busy.load(Ordering::Relaxed) {
+            if start.elapsed() >= timeout {
+                return true;
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        false
     }
 
     /// What a refusal means to the caller; notes a lost context.
@@ -234,6 +260,10 @@ impl Fence {
         self.gl
             .fault()
             .map_err(|error| self.gl.refusal("glClientWaitSync", error))?;
+        #[cfg(test)]
+        if self.gl.seems_busy(timeout) {
+            return Ok(false);
+        }
         self.wait_unfaulted(timeout)
     }
 

@@ -92,10 +92,7 @@ impl GlFacts {
 }
 
 fn video_memory(gl: &glow::Context) -> Option<u64> {
-    let parameter = if gl
-        .supported_extensions()
-        .contains("GL_NVX_gpu_memory_info")
-    {
+    let parameter = if gl.supported_extensions().contains("GL_NVX_gpu_memory_info") {
         DEDICATED_VIDMEM_NVX
     } else if gl.supported_extensions().contains("GL_ATI_meminfo") {
         VBO_FREE_MEMORY_ATI

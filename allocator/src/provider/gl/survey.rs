@@ -1,136 +1,83 @@
-//! What the host's OpenGL offers for memory: one surfaceless context is made, asked, and destroyed.
+//! What the host's OpenGL offers for memory, for people: each display is opened, asked, tried, and closed.
 
-use std::ffi::CStr;
+use std::fmt;
+use std::sync::Arc;
+use std::thread;
 
-use glow::HasContext;
-use khronos_egl as egl;
+use super::context::MessageCounter;
+use super::facts::GlFacts;
+use super::{Engine, egl};
+use crate::provider::trial::ProbeOutcome;
 
-/// `EGL_PLATFORM_SURFACELESS_MESA` (EGL_MESA_platform_surfaceless): needs no window system.
-const PLATFORM_SURFACELESS: egl::Enum = 0x31DD;
-
-/// The EGL that is loaded at run time: a host without it still starts.
-type Egl = egl::DynamicInstance<egl::EGL1_5>;
-
-/// What an OpenGL context says of itself.
+/// An OpenGL device: what it says, and what it was found to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GlFacts {
-    /// `GL_RENDERER`.
-    pub renderer: String,
-    /// `GL_VERSION`.
-    pub version: String,
-    /// GL_AMD_pinned_memory: buffers over window memory.
-    pub pinned_memory: bool,
-    /// GL_ARB_buffer_storage: persistent mapped buffers.
-    pub buffer_storage: bool,
-    /// GL_EXT_memory_object_fd: import of dma-bufs and Vulkan memory.
-    pub memory_object_fd: bool,
+pub struct GlReport {
+    /// What it says of itself.
+    pub facts: GlFacts,
+    /// What came of pinning window memory.
+    pub pinned: ProbeOutcome,
 }
 
-impl std::fmt::Display for GlFacts {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let word = |offered| if offered { "offered" } else { "not offered" };
-        writeln!(f, "{}, OpenGL {}", self.renderer, self.version)?;
-        writeln!(f, "  pinned memory: {}", word(self.pinned_memory))?;
-        writeln!(f, "  buffer storage: {}", word(self.buffer_storage))?;
-        write!(f, "  memory objects by fd: {}", word(self.memory_object_fd))
+impl fmt::Display for GlReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.facts)?;
+        write!(f, "  window memory by pinned memory: {}", self.pinned)
     }
 }
 
-/// Asks the host's OpenGL. The error is one line: what is missing.
-pub fn survey() -> Result<GlFacts, String> {
-    // SAFETY: libEGL.so.1 is the system's EGL, whose initialisers may run in any process; the crate checks the symbols.
-    let egl = unsafe { Egl::load_required_from_filename("libEGL.so.1") }
-        .map_err(|error| format!("libEGL.so.1 (Debian: libegl1): {error}"))?;
-    // SAFETY: the surfaceless platform takes no native display: a null pointer is the default one.
-    let display = unsafe {
-        egl.get_platform_display(
-            PLATFORM_SURFACELESS,
-            egl::DEFAULT_DISPLAY,
-            &[egl::ATTRIB_NONE],
-        )
+/// Asks each of the host's OpenGL devices. The error is one line: what is missing.
+pub fn survey() -> Result<Vec<GlReport>, String> {
+    // On a thread of its own: the caller's may have a context current, which is none of ours.
+    let thread = thread::Builder::new()
+        .name("hb-gl-survey".to_owned())
+        .spawn(look)
+        .map_err(|error| format!("no thread: {error}"))?;
+    thread
+        .join()
+        .unwrap_or_else(|_| Err("the driver made its thread panic".to_owned()))
+}
+
+fn look() -> Result<Vec<GlReport>, String> {
+    let egl = egl::load().map_err(|error| error.to_string())?;
+    let displays = egl::displays(egl).map_err(|error| error.to_string())?;
+    let counter = Arc::new(MessageCounter::default());
+    let mut reports = Vec::new();
+    let mut last = None;
+    for display in displays {
+        match Engine::new(egl, &display, false, None, &counter) {
+            Ok(engine) => reports.push(GlReport {
+                facts: engine.facts().clone(),
+                pinned: engine.pinned.clone(),
+            }),
+            Err(error) => last = Some(error.to_string()),
+        }
     }
-    .map_err(|error| format!("no surfaceless EGL display: {error}"))?;
-    egl.initialize(display)
-        .map_err(|error| format!("eglInitialize: {error}"))?;
-    let facts = ask(&egl, display);
-    // Ends what initialize() began; a failure leaves nothing that we could use.
-    let _ = egl.terminate(display);
-    facts
-}
-
-fn ask(egl: &Egl, display: egl::Display) -> Result<GlFacts, String> {
-    let error = |what: &'static str| move |error: egl::Error| format!("{what}: {error}");
-    egl.bind_api(egl::OPENGL_API)
-        .map_err(error("eglBindAPI(EGL_OPENGL_API)"))?;
-    let wanted = [
-        egl::RENDERABLE_TYPE,
-        egl::OPENGL_BIT,
-        egl::SURFACE_TYPE,
-        0,
-        egl::NONE,
-    ];
-    let config = egl
-        .choose_first_config(display, &wanted)
-        .map_err(error("eglChooseConfig"))?
-        .ok_or("no EGL configuration for OpenGL")?;
-    let attributes = [
-        egl::CONTEXT_MAJOR_VERSION,
-        4,
-        egl::CONTEXT_MINOR_VERSION,
-        5,
-        egl::CONTEXT_OPENGL_PROFILE_MASK,
-        egl::CONTEXT_OPENGL_CORE_PROFILE_BIT,
-        egl::NONE,
-    ];
-    let context = egl
-        .create_context(display, config, None, &attributes)
-        .map_err(error("eglCreateContext(OpenGL 4.5 core)"))?;
-    let facts = egl
-        .make_current(display, None, None, Some(context))
-        .map_err(error("eglMakeCurrent"))
-        .map(|()| read(egl));
-    let _ = egl.make_current(display, None, None, None);
-    let _ = egl.destroy_context(display, context);
-    facts
-}
-
-/// Reads the facts of the context that is current.
-fn read(egl: &Egl) -> GlFacts {
-    let load = |name: &CStr| {
-        name.to_str()
-            .ok()
-            .and_then(|name| egl.get_proc_address(name))
-            .map_or(std::ptr::null(), |function| {
-                function as *const std::ffi::c_void
-            })
-    };
-    // SAFETY: a context is current on this thread until the caller releases it, and the functions are its own.
-    let gl = unsafe { glow::Context::from_loader_function_cstr(load) };
-    let has = |name| gl.supported_extensions().contains(name);
-    // SAFETY: as above; both names are valid for glGetString.
-    let [renderer, version] =
-        [glow::RENDERER, glow::VERSION].map(|name| unsafe { gl.get_parameter_string(name) });
-    GlFacts {
-        renderer,
-        version,
-        pinned_memory: has("GL_AMD_pinned_memory"),
-        buffer_storage: has("GL_ARB_buffer_storage"),
-        memory_object_fd: has("GL_EXT_memory_object_fd"),
+    match last {
+        Some(error) if reports.is_empty() => Err(error),
+        _ => Ok(reports),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::INSTALL;
     use super::*;
 
     /// The test machine has libegl1 and libgl1-mesa-dri: llvmpipe at least.
     #[test]
     fn the_host_is_described() {
-        let facts =
-            survey().expect("install libegl1 and libgl1-mesa-dri, or run cargo xtask setup");
-        assert!(facts.version.starts_with("4."), "{facts}");
-        assert!(facts.buffer_storage, "core since OpenGL 4.4: {facts}");
+        let reports = survey().expect(INSTALL);
+        let report = reports.first().expect(INSTALL);
+        assert!(report.facts.version.starts_with("4."), "{report}");
+        assert!(
+            report.facts.buffer_storage,
+            "core since OpenGL 4.4: {report}"
+        );
+        println!("{report}");
         // A second time: nothing was left behind.
-        assert_eq!(survey().as_ref(), Ok(&facts));
+        let again = survey().expect(INSTALL);
+        assert_eq!(again.len(), reports.len());
+        assert_eq!(again[0].facts.renderer, report.facts.renderer);
+        assert_eq!(again[0].pinned, report.pinned);
     }
 }

@@ -9,31 +9,31 @@ use crate::gpu::{Response, Waker};
 use crate::transport::Device;
 use crate::virtqueue::CommandHandler;
 
-pub(super) const WINDOW: u64 = 2 << 20;
-pub(super) const FEATURES: u64 = 1 << 3;
+pub(in crate::transport) const WINDOW: u64 = 2 << 20;
+pub(in crate::transport) const FEATURES: u64 = 1 << 3;
 /// A command that begins with this is kept until [`Control::complete`].
-pub(super) const KEEP: u8 = b'k';
+pub(in crate::transport) const KEEP: u8 = b'k';
 
 /// What the test sees and does.
 #[derive(Debug, Default)]
-pub(super) struct State {
-    pub(super) executed: Vec<Vec<u8>>,
-    pub(super) resets: usize,
-    pub(super) config_writes: Vec<(u64, Vec<u8>)>,
+pub(in crate::transport) struct State {
+    pub(in crate::transport) executed: Vec<Vec<u8>>,
+    pub(in crate::transport) resets: usize,
+    pub(in crate::transport) config_writes: Vec<(u64, Vec<u8>)>,
     kept: Vec<(u64, Vec<u8>)>,
     completed: Vec<(u64, Vec<u8>)>,
 }
 
 /// The test's end of a [`FakeDevice`].
 #[derive(Clone)]
-pub(super) struct Control {
-    pub(super) state: Arc<Mutex<State>>,
+pub(in crate::transport) struct Control {
+    pub(in crate::transport) state: Arc<Mutex<State>>,
     waker: Waker,
 }
 
 impl Control {
     /// Finishes the kept command number `index`.
-    pub(super) fn complete(&self, index: usize) {
+    pub(in crate::transport) fn complete(&self, index: usize) {
         let mut state = self.state.lock();
         let kept = state.kept.remove(index);
         state.completed.push(kept);
@@ -42,20 +42,20 @@ impl Control {
     }
 
     /// How many commands are kept.
-    pub(super) fn kept(&self) -> usize {
+    pub(in crate::transport) fn kept(&self) -> usize {
         self.state.lock().kept.len()
     }
 }
 
 #[derive(Debug)]
-pub(super) struct FakeDevice {
+pub(in crate::transport) struct FakeDevice {
     state: Arc<Mutex<State>>,
     window: OwnedFd,
     config: [u8; 24],
 }
 
 impl FakeDevice {
-    pub(super) fn new(waker: Waker) -> (Self, Control) {
+    pub(in crate::transport) fn new(waker: Waker) -> (Self, Control) {
         let flags = rustix::fs::MemfdFlags::CLOEXEC;
         let window = rustix::fs::memfd_create("window", flags).unwrap();
         rustix::fs::ftruncate(&window, WINDOW).unwrap();
@@ -72,7 +72,7 @@ impl FakeDevice {
 }
 
 /// The command backwards.
-pub(super) fn answer(command: &[u8]) -> Vec<u8> {
+pub(in crate::transport) fn answer(command: &[u8]) -> Vec<u8> {
     command.iter().rev().copied().collect()
 }
 

@@ -23,7 +23,7 @@ mod config_space;
 pub(super) mod dma;
 pub(super) mod engine;
 #[cfg(test)]
-mod fake;
+pub(super) mod fake;
 pub(super) mod interrupts;
 mod layout;
 pub(super) mod session;

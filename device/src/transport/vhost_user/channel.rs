@@ -26,7 +26,8 @@ use crate::transport::WindowMapper;
 pub(super) const WINDOW_REGION: u8 = 1;
 
 /// How long the VMM may take to map or unmap. QEMU takes a millisecond; a guest's processor waits meanwhile.
-pub(super) const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const REPLY_TIMEOUT: Duration =
+    Duration::from_millis(if cfg!(test) { 500 } else { 5000 });
 
 /// Most replies that may be owed to us. A VMM that never answers must not make us remember more.
 const MAX_OWED: usize = 16;

@@ -9,7 +9,7 @@
 //! | `signals.rs` | kicks and calls |
 //! | `channel.rs` | our messages to the VMM: mapping the window |
 //!
-//! The queues run on the engine of vfio-user ([`super::vfio_user::engine`]): one thread that owns them, and one for messages. Here
+//! The queues run on the engine of vfio-user (`super::vfio_user::engine`): one thread that owns them, and one for messages. Here
 //! notifications are descriptors, and the window is mapped late ([`super::WindowMapper`]).
 //!
 //! # Why not `VhostUserDaemon`

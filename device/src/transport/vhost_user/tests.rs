@@ -1,1 +1,10 @@
+//! Exchanges with VMMs: crosvm's, QEMU's, and those that no sane VMM makes.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "sizes of this test are small"
+)]
+
+mod exchanges;
+mod hostile;
+mod vmm;

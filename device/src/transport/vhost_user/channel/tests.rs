@@ -1,1 +1,90 @@
+use super::*;
 
+/// A mapper, the VMM's end of its channel, and what reaches the message thread.
+fn mapper() -> (Mapper, UnixStream, Arc<Channel>) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let channel = Arc::<Channel>::default();
+    channel.set_socket(ours);
+    channel.set_usable(true);
+    let window = rustix::fs::memfd_create("window", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    let mapper = Mapper::new(Arc::clone(&channel), window, 1 << 30);
+    (mapper, theirs, channel)
+}
+
+fn reply(code: u32, flags: u32, size: u32, status: u64) -> Vec<u8> {
+    let mut bytes = [code, flags, size].map(u32::to_ne_bytes).concat();
+    bytes.extend(status.to_ne_bytes());
+    bytes
+}
+
+/// Sends `bytes` beforehand, which is the same to the one who waits for them, and has the window mapped.
+fn map_with(bytes: &[u8]) -> bool {
+    let (mut mapper, mut vmm, _) = mapper();
+    std::io::Write::write_all(&mut vmm, bytes).unwrap();
+    mapper.map().is_ok()
+}
+
+#[test]
+fn the_request_is_as_the_specification_has_it() {
+    let (mut mapper, mut vmm, _) = mapper();
+    std::io::Write::write_all(&mut vmm, &reply(9, 5, 8, 0)).unwrap();
+    mapper.map().unwrap();
+    let mut request = [0; 52];
+    std::io::Read::read_exact(&mut vmm, &mut request).unwrap();
+    let word = |at: usize| u32::from_ne_bytes(request[at..at + 4].try_into().unwrap());
+    let long = |at: usize| u64::from_ne_bytes(request[at..at + 8].try_into().unwrap());
+    assert_eq!([word(0), word(4), word(8)], [9, 0x9, 40]);
+    // Region 1, file offset, offset in the region, length, read and write.
+    assert_eq!([12, 20, 28, 36, 44].map(long), [1, 0, 0, 1 << 30, 1]);
+    std::io::Write::write_all(&mut vmm, &reply(10, 5, 8, 0)).unwrap();
+    mapper.unmap();
+    std::io::Read::read_exact(&mut vmm, &mut request).unwrap();
+    let code = u32::from_ne_bytes(request[..4].try_into().unwrap());
+    assert_eq!(code, 10);
+}
+
+#[test]
+fn only_an_answer_to_the_question_counts() {
+    assert!(map_with(&reply(9, 5, 8, 0)));
+    assert!(!map_with(&reply(9, 5, 8, 1)));
+    assert!(!map_with(&reply(9, 5, 8, u64::MAX)));
+    assert!(!map_with(&reply(10, 5, 8, 0)));
+    assert!(!map_with(&reply(9, 1, 8, 0)));
+    assert!(!map_with(&reply(9, 5, 16, 0)));
+    assert!(!map_with(&reply(0, 5, 8, 0)));
+    assert!(!map_with(&reply(u32::MAX, 5, 8, 0)));
+    assert!(!map_with(&[0xff; 20]));
+}
+
+#[test]
+fn a_late_answer_belongs_to_its_question() {
+    let (mut mapper, mut vmm, _) = mapper();
+    let half = reply(9, 5, 8, 0);
+    std::io::Write::write_all(&mut vmm, &half[..7]).unwrap();
+    let start = Instant::now();
+    assert!(mapper.map().is_err());
+    assert!(start.elapsed() >= REPLY_TIMEOUT);
+    // The rest of the first answer, then those to a refused second try, to the unmapping, to the third.
+    std::io::Write::write_all(&mut vmm, &half[7..]).unwrap();
+    for (code, status) in [(9, 17), (10, 0), (9, 0)] {
+        std::io::Write::write_all(&mut vmm, &reply(code, 5, 8, status)).unwrap();
+    }
+    mapper.map().unwrap();
+    assert!(mapper.owed.is_empty() && mapper.partial.is_empty() && !mapper.unsure);
+}
+
+#[test]
+fn a_closed_or_missing_channel_fails_at_once() {
+    let start = Instant::now();
+    let (mut mapper, vmm, channel) = mapper();
+    drop(vmm);
+    assert!(mapper.map().is_err());
+    channel.close();
+    assert!(mapper.map().is_err());
+    mapper.unmap();
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    channel.set_socket(ours);
+    channel.set_usable(false);
+    assert!(mapper.map().is_err());
+    assert!(start.elapsed() < REPLY_TIMEOUT);
+}

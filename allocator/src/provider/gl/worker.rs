@@ -1,0 +1,165 @@
+//! The thread that owns the context: a GL context belongs to one thread, so it does all of it, for all sessions.
+//!
+//! Requests that arrive together are given together and fenced once. While submissions are in flight the thread waits for
+//! the oldest in short slices, between which it takes what has arrived: there is no thread to wait beside it, because that
+//! would need a second context that shares this one's objects, the part of GL that drivers get wrong.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, TryRecvError};
+
+use super::buffer::{Budget, GlBytes};
+use super::commands::{Commands, PATIENCE};
+use super::context::Gl;
+use crate::provider::ProviderError;
+use crate::provider::desk::{At, BURST, Desk, Gpu, ToWorker};
+use crate::provider::lane::Batch;
+use crate::provider::mapping::SharedFile;
+use crate::provider::table::AttachRange;
+
+/// How long a request that arrives while the GPU is busy may lie: short against the work that it arrives behind, and long
+/// enough that looking costs nothing.
+const SLICE: Duration = Duration::from_micros(200);
+
+/// The context, as the desk asks of it. Fields are dropped in their order: what is made of the context before it.
+pub(super) struct GlGpu {
+    pub(super) commands: Commands,
+    pub(super) budget: Rc<Budget>,
+    pub(super) gl: Rc<Gl>,
+}
+
+impl Gpu for GlGpu {
+    type Bytes = GlBytes;
+
+    fn lost(&self) -> Option<ProviderError> {
+        self.gl.lost()
+    }
+
+    fn attach(
+        &mut self,
+        file: &Arc<SharedFile>,
+        range: &AttachRange,
+    ) -> Result<GlBytes, ProviderError> {
+        GlBytes::pin(&self.gl, file, range.offset, range.length)
+    }
+
+    fn allocate(&mut self, length: u64, _memory_type: u32) -> Result<GlBytes, ProviderError> {
+        let bytes = GlBytes::allocate(&self.budget, length)?;
+        self.commands.fill(&bytes, 0, bytes.own_size(), 0)?;
+        Ok(bytes)
+    }
+
+    fn fill(
+        &mut self,
+        bytes: &GlBytes,
+        offset: u64,
+        length: u64,
+        value: u32,
+    ) -> Result<(), ProviderError> {
+        self.commands.fill(bytes, offset, length, value)
+    }
+
+    fn copy(
+        &mut self,
+        source: At<'_, GlBytes>,
+        destination: At<'_, GlBytes>,
+        length: u64,
+    ) -> Result<(), ProviderError> {
+        self.commands.copy(&source, &destination, length)
+    }
+}
+
+/// All that the thread owns. Fields are dropped in their order.
+pub(super) struct Worker {
+    /// Answers that wait, in the order of their submissions.
+    in_flight: VecDeque<Batch<GlBytes>>,
+    /// When something last became ready, for the log.
+    progress: Instant,
+    desk: Desk<GlGpu>,
+}
+
+impl Worker {
+    pub(super) fn new(desk: Desk<GlGpu>) -> Self {
+        Self {
+            in_flight: VecDeque::new(),
+            progress: Instant::now(),
+            desk,
+        }
+    }
+
+    /// Serves until every session and the provider are gone, then waits for all work.
+    pub(super) fn run(mut self, inbox: &Receiver<ToWorker>) {
+        loop {
+            let message = match self.in_flight.is_empty() {
+                true => inbox.recv().map_err(|_| TryRecvError::Disconnected),
+                false => inbox.try_recv(),
+            };
+            match message {
+                Ok(first) => {
+                    self.desk.handle(first);
+                    for message in inbox.try_iter().take(BURST) {
+                        self.desk.handle(message);
+                    }
+                    self.flush();
+                    self.answer(Duration::ZERO);
+                }
+                Err(TryRecvError::Empty) => self.answer(SLICE),
+                Err(TryRecvError::Disconnected) => break,
+            }
+        }
+        while !self.in_flight.is_empty() {
+            self.answer(PATIENCE);
+        }
+    }
+
+    /// Fences what was given and lets the answers wait for it.
+    fn flush(&mut self) {
+        if let Err(error) = self.desk.gpu.commands.submit() {
+            self.desk.undo(&error);
+        }
+        let entries = self.desk.take_pending();
+        if entries.is_empty() {
+            return;
+        }
+        if self.in_flight.is_empty() {
+            self.progress = Instant::now();
+        }
+        self.in_flight.push_back(Batch {
+            number: self.desk.gpu.commands.submitted(),
+            entries,
+        });
+    }
+
+    /// Answers what is done, after waiting for the oldest for `timeout` at most.
+    fn answer(&mut self, mut timeout: Duration) {
+        while let Some(oldest) = self.in_flight.front() {
+            let done = self.desk.gpu.commands.reached(oldest.number, timeout);
+            if matches!(done, Ok(false)) {
+                self.complain(oldest.number);
+                return;
+            }
+            let Some(mut batch) = self.in_flight.pop_front() else {
+                return;
+            };
+            if let Err(error) = done {
+                batch.fail(&error);
+                if !self.desk.gpu.commands.is_settled() {
+                    batch.leak();
+                }
+            }
+            batch.deliver();
+            self.progress = Instant::now();
+            timeout = Duration::ZERO;
+        }
+    }
+
+    fn complain(&mut self, number: u64) {
+        if self.progress.elapsed() >= PATIENCE {
+            log::warn!("the GPU has not finished submission {number}, still waiting");
+            self.progress = Instant::now();
+        }
+    }
+}
