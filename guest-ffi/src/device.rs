@@ -106,8 +106,12 @@ impl Device {
             || !info.map_directly
             || info.size > self.inner.dedicated_above
             || !memory_type.is_host_visible();
+        let allocate_own = || {
+            let attempt = || self.allocate_own(info, index, memory_type.is_host_visible());
+            self.session().with_refunds(attempt)
+        };
         if own {
-            return self.allocate_own(info, index, memory_type.is_host_visible());
+            return allocate_own();
         }
         if !agrees(memory_type.cache, info.expected_cache) {
             return Err(Error::status_of(Status::CacheModeMismatch, what));
@@ -121,9 +125,7 @@ impl Device {
         match pool.allocate(info.size, info.alignment) {
             Ok(piece) => Ok(Memory::from_piece(piece, info.size)),
             // Where no block is to be had, the little that was asked for may be.
-            Err(Error::Status { .. }) => {
-                self.allocate_own(info, index, memory_type.is_host_visible())
-            }
+            Err(Error::Status { .. }) => allocate_own(),
             Err(error) => Err(error),
         }
     }

@@ -91,6 +91,21 @@ impl Error {
         }
     }
 
+    /// Whether a smaller request, or the same one later, might be granted.
+    pub(crate) fn is_shortage(&self) -> bool {
+        matches!(
+            self.status(),
+            Some(
+                Status::OutOfHostMemory
+                    | Status::OutOfDeviceMemory
+                    | Status::ContextQuotaExceeded
+                    | Status::DeviceQuotaExceeded
+                    | Status::WindowExhausted
+                    | Status::NotMappable
+            )
+        )
+    }
+
     /// The `VkResult` that a Vulkan driver returns for it.
     pub fn vk_result(&self) -> i32 {
         match self {

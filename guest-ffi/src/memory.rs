@@ -110,7 +110,8 @@ impl Own {
             command: &[],
         };
         let what = "bind memory to a blob";
-        let (raw, mapping, _) = self.session.create_blob(spec, &[bind.into()], None, what)?;
+        let attempt = || self.session.create_blob(spec, &[bind.into()], None, what);
+        let (raw, mapping, _) = self.session.with_refunds(attempt)?;
         Ok(Blob::new(self.session.clone(), raw, mapping))
     }
 }

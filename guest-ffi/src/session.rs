@@ -24,6 +24,8 @@ use crate::transport::{BlobSpec, Completion, RING_REQUESTS, RawBlob, Transport};
 /// First pause while the answers ring is full; doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_micros(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(1);
+/// Within this time what was freed has reached the host, where the kernel destroys blobs in a work queue.
+const REFUND_TIME: Duration = Duration::from_millis(500);
 
 /// An open context.
 #[derive(Debug)]
@@ -36,6 +38,8 @@ pub(crate) struct Session {
     ledger: Mutex<Ledger>,
     next_client_id: AtomicU64,
     commands: AtomicU64,
+    /// When a blob was last destroyed.
+    last_destroyed: Mutex<Option<Instant>>,
 }
 
 /// A request that was sent and not yet answered.
@@ -112,6 +116,7 @@ impl Session {
             ledger: Mutex::new(Ledger::new(slots)),
             next_client_id: AtomicU64::new(1),
             commands: AtomicU64::new(0),
+            last_destroyed: Mutex::new(None),
         };
         session.open_answers()?;
         log::info!(
@@ -334,6 +339,25 @@ impl Session {
     pub(crate) fn destroy_blob(&self, blob: &RawBlob) {
         self.count();
         self.transport.destroy_blob(blob);
+        if self.transport.destroys_later() {
+            *self.last_destroyed.lock() = Some(Instant::now());
+        }
+    }
+
+    /// Tries to get memory; tries again after a shortage for as long as memory freed by this process may be on its way to the host. So
+    /// whoever frees and allocates at a limit sees them in that order.
+    pub(crate) fn with_refunds<T>(&self, attempt: impl Fn() -> Result<T>) -> Result<T> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let result = attempt();
+            let Err(error) = &result else { return result };
+            let refund = self.last_destroyed.lock().map(|at| at + REFUND_TIME);
+            if !error.is_shortage() || refund.is_none_or(|at| Instant::now() >= at) {
+                return result;
+            }
+            std::thread::sleep(pause);
+            pause = LONGEST_PAUSE.min(pause * 2);
+        }
     }
 
     /// Sends requests whose answer nobody needs.

@@ -155,7 +155,7 @@ impl Shard {
             match self.make_block(bytes) {
                 Ok(block) => break block,
                 // The context may not have, or the window not hold, a block as large as we would like.
-                Err(error) if bytes > least && is_shortage(&error) => {
+                Err(error) if bytes > least && error.is_shortage() => {
                     bytes = (bytes / 2).next_multiple_of(BLOCK_GRANULE).max(least);
                 }
                 Err(error) => return Err(error),
@@ -197,21 +197,6 @@ impl Shard {
             _blob: blob,
         })
     }
-}
-
-/// Whether less might be granted.
-fn is_shortage(error: &Error) -> bool {
-    matches!(
-        error.status(),
-        Some(
-            Status::OutOfHostMemory
-                | Status::OutOfDeviceMemory
-                | Status::ContextQuotaExceeded
-                | Status::DeviceQuotaExceeded
-                | Status::WindowExhausted
-                | Status::NotMappable
-        )
-    )
 }
 
 /// The lists of one memory type.
@@ -287,7 +272,7 @@ impl Pool {
         }
         shard
             .grow(size, alignment)
-            .or_else(|error| match is_shortage(&error) {
+            .or_else(|error| match error.is_shortage() {
                 true => self.take_from_any(size, alignment).ok_or(error),
                 false => Err(error),
             })

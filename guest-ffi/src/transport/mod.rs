@@ -81,6 +81,9 @@ pub(crate) trait Transport: Send + Sync + Debug {
     /// Gives the blob back. Mappings of it that are left keep it alive on DRM and must not be used over the socket.
     fn destroy_blob(&self, blob: &RawBlob);
 
+    /// Whether a destroyed blob counts at the host for some time, so that a creation sent later can arrive earlier.
+    fn destroys_later(&self) -> bool;
+
     /// Sends a command and waits for nothing.
     fn submit(&self, command: &[u8]) -> Result<()>;
 

@@ -214,6 +214,10 @@ impl Transport for Drm {
         }
     }
 
+    fn destroys_later(&self) -> bool {
+        true
+    }
+
     fn submit(&self, command: &[u8]) -> Result<()> {
         self.execute(command, 0, 0).map(|_| ())
     }

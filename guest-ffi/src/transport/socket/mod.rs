@@ -374,6 +374,10 @@ impl Transport for Socket {
         }
     }
 
+    fn destroys_later(&self) -> bool {
+        false
+    }
+
     fn submit(&self, command: &[u8]) -> Result<()> {
         let mut batch = Batch::default();
         batch.submit(self.tag(), CONTEXT_ID, command, None);
