@@ -33,8 +33,6 @@ pub struct Row {
 
 impl Row {
     fn new(what: impl Into<String>, live: usize, mut times: Vec<Duration>) -> Self {
-        // The first is a warm-up.
-        times.remove(0);
         times.sort_unstable();
         let at = |percent: usize| {
             times[(times.len() * percent / 100).min(times.len() - 1)].as_secs_f64() * 1e6
@@ -60,6 +58,8 @@ pub trait Maker {
     fn touch(&self, held: &Self::Held) -> Result<()>;
     /// Gives it back.
     fn release(&self, held: Self::Held) -> Result<()>;
+    /// Waits until all that was given back is gone.
+    fn settle(&self) -> Result<()>;
 }
 
 /// By ioctls alone.
@@ -81,6 +81,12 @@ impl Maker for Node {
         drop(held.1);
         self.close(held.0)
     }
+
+    /// The kernel destroys blobs in a work queue, and tells nobody when it is through with 10,000.
+    fn settle(&self) -> Result<()> {
+        std::thread::sleep(Duration::from_secs(3));
+        Ok(())
+    }
 }
 
 /// By the library, for where there is no kernel.
@@ -101,51 +107,78 @@ impl Maker for Device {
         drop(held);
         Ok(())
     }
+
+    /// The device handles commands in order, and [`Device::budget`] waits for its answer.
+    fn settle(&self) -> Result<()> {
+        self.budget(0)?;
+        Ok(())
+    }
 }
 
-/// Blobs of 4 KiB beside [`LIVE`] others, and of 1 MiB: until mapped, first touch of every page, and release.
+/// How often the levels of [`LIVE`] are gone through, so that a slow moment of the machine falls on all of them.
+const ROUNDS: usize = 4;
+
+/// Blobs of 4 KiB beside [`LIVE`] others, and of 1 MiB and 64 MiB: until mapped, first touch of every page, and release.
 pub fn blobs<M: Maker>(maker: &M, count: usize) -> Result<Vec<Row>> {
-    let mut rows = Vec::new();
-    let mut live = Vec::new();
-    for number in LIVE {
-        while live.len() < number {
-            live.push(maker.make(4 * KIB)?);
+    ensure!(count > 0, "nothing to measure");
+    let mut small = LIVE.map(|_| Times::default());
+    for _ in 0..ROUNDS {
+        let mut live = Vec::new();
+        for (number, times) in LIVE.into_iter().zip(&mut small) {
+            while live.len() < number {
+                live.push(maker.make(4 * KIB)?);
+            }
+            times.add(maker, 4 * KIB, count.div_ceil(ROUNDS))?;
         }
-        rows.extend(blobs_of(maker, 4 * KIB, number, count)?);
+        live.into_iter().try_for_each(|held| maker.release(held))?;
+        maker.settle()?;
     }
-    live.into_iter().try_for_each(|held| maker.release(held))?;
-    rows.extend(blobs_of(maker, MIB, 0, count / 2)?);
-    rows.extend(blobs_of(maker, 64 * MIB, 0, 4)?);
+    let mut rows = Vec::new();
+    for (live, times) in LIVE.into_iter().zip(small) {
+        rows.extend(times.rows("4 KiB", live));
+    }
+    for (name, size, count) in [("1 MiB", MIB, count.div_ceil(2)), ("64 MiB", 64 * MIB, 4)] {
+        let mut times = Times::default();
+        times.add(maker, size, count)?;
+        rows.extend(times.rows(name, 0));
+    }
     Ok(rows)
 }
 
-fn blobs_of<M: Maker>(maker: &M, size: u64, live: usize, count: usize) -> Result<Vec<Row>> {
-    let (mut made, mut touched, mut released) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..=count {
-        let start = Instant::now();
-        let held = maker.make(size)?;
-        made.push(start.elapsed());
-        let start = Instant::now();
-        maker.touch(&held)?;
-        touched.push(start.elapsed());
-        let start = Instant::now();
-        maker.release(held)?;
-        released.push(start.elapsed());
+/// The stages of a blob's life.
+#[derive(Debug, Default)]
+struct Times {
+    made: Vec<Duration>,
+    touched: Vec<Duration>,
+    released: Vec<Duration>,
+}
+
+impl Times {
+    /// Measures `count` blobs, after one that is none of them.
+    fn add<M: Maker>(&mut self, maker: &M, size: u64, count: usize) -> Result<()> {
+        maker.release(maker.make(size)?)?;
+        for _ in 0..count {
+            let start = Instant::now();
+            let held = maker.make(size)?;
+            self.made.push(start.elapsed());
+            let start = Instant::now();
+            maker.touch(&held)?;
+            self.touched.push(start.elapsed());
+            let start = Instant::now();
+            maker.release(held)?;
+            self.released.push(start.elapsed());
+        }
+        Ok(())
     }
-    let name = if size < MIB {
-        format!("{} KiB", size / KIB)
-    } else {
-        format!("{} MiB", size / MIB)
-    };
-    Ok(vec![
-        Row::new(format!("blob of {name}: create + map + mmap"), live, made),
-        Row::new(
-            format!("blob of {name}: first touch of each page"),
-            live,
-            touched,
-        ),
-        Row::new(format!("blob of {name}: release"), live, released),
-    ])
+
+    fn rows(self, size: &str, live: usize) -> [Row; 3] {
+        let stages = [
+            ("create + map + mmap", self.made),
+            ("first touch of each page", self.touched),
+            ("release", self.released),
+        ];
+        stages.map(|(stage, times)| Row::new(format!("blob of {size}: {stage}"), live, times))
+    }
 }
 
 /// Small memories out of a block, and host GPU copies until their fence.
@@ -156,7 +189,7 @@ pub fn library(device: &Device, count: usize) -> Result<Vec<Row>> {
     // In batches: one is shorter than a look at the clock.
     const BATCH: u32 = 64;
     let mut times = Vec::new();
-    for _ in 0..=count {
+    for _ in 0..count {
         let start = Instant::now();
         for _ in 0..BATCH {
             drop(device.allocate(&AllocateInfo::new(4 * KIB))?);
@@ -172,7 +205,7 @@ pub fn library(device: &Device, count: usize) -> Result<Vec<Row>> {
         let info = AllocateInfo::new(size).dedicated();
         let (from, to) = (device.allocate(&info)?, device.allocate(&info)?);
         let mut times = Vec::new();
-        for round in 0..=count / 2 {
+        for round in 0..count.div_ceil(2) {
             let value = [round as u8 | 1; 8];
             from.write(size - 8, &value)?;
             let start = Instant::now();
@@ -235,12 +268,7 @@ mod tests {
 
     #[test]
     fn percentiles_of_known_times() {
-        // 0 is the warm-up.
-        let times = [0]
-            .into_iter()
-            .chain((1..=100).rev())
-            .map(Duration::from_micros)
-            .collect();
+        let times = (1..=100).rev().map(Duration::from_micros).collect();
         let row = Row::new("x", 3, times);
         assert_eq!(
             (row.count, row.median, row.p90, row.p99),
