@@ -245,15 +245,22 @@ impl<D: Device, S: Signals> Engine<D, S> {
         let mut command = Vec::new();
         while !self.stopping() {
             self.interrupts.wait(&self.wake);
-            let mut more = true;
-            while more && !self.stopping() {
-                more = false;
-                for queue in (0..).take(QUEUES) {
-                    more |= self.serve(queue, &mut command, window);
-                }
-                self.give_back_completed();
-            }
+            while !self.stopping() && self.turn(&mut command, window) {}
         }
+    }
+
+    /// Serves each queue for a while, and gives back what the GPU has finished; whether there may be more.
+    pub(in crate::transport) fn turn(
+        &self,
+        command: &mut Vec<u8>,
+        window: &mut LateWindow<'_>,
+    ) -> bool {
+        let mut more = false;
+        for queue in (0..).take(QUEUES) {
+            more |= self.serve(queue, command, window);
+        }
+        self.give_back_completed();
+        more
     }
 
     /// Executes commands of a queue until there are none or its turn is over; whether there may be more.

@@ -24,6 +24,8 @@ pub(super) mod dma;
 pub(super) mod engine;
 #[cfg(test)]
 pub(super) mod fake;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub(super) mod interrupts;
 mod layout;
 pub(super) mod session;

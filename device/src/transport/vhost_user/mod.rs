@@ -25,6 +25,8 @@
 //! waits for SHMEM_MAP under no lock, and no message of the VMM waits for the queue thread.
 
 mod channel;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod memory;
 mod messages;
 mod registers;
