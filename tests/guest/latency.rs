@@ -11,6 +11,8 @@ use crate::scenario::PATIENCE;
 /// Live blobs beside the measured ones.
 pub const LIVE: [usize; 4] = [0, 100, 1_000, 10_000];
 
+const ROUND_TRIP: &str = "round trip of a request";
+
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
@@ -201,6 +203,14 @@ pub fn library(device: &Device, count: usize) -> Result<Vec<Row>> {
         1,
         times,
     ));
+    // What no creation can be faster than: a command and its interrupt.
+    let mut times = Vec::new();
+    for _ in 0..count {
+        let start = Instant::now();
+        device.budget(0)?;
+        times.push(start.elapsed());
+    }
+    rows.push(Row::new(ROUND_TRIP, 1, times));
     for (name, size) in [("4 KiB", 4 * KIB), ("1 MiB", MIB)] {
         let info = AllocateInfo::new(size).dedicated();
         let (from, to) = (device.allocate(&info)?, device.allocate(&info)?);

@@ -7,6 +7,8 @@ use std::process::{Command, Output};
 use hostblob_guest::{Device, OpenOptions};
 use hostblob_tests::scenario::WINDOW;
 
+use xtask::vm::Transport;
+
 use crate::fixture::{self, Provider};
 
 fn hostblobd(arguments: &[&str]) -> Output {
@@ -94,7 +96,7 @@ fn a_gpu_that_is_not_there_is_one_clear_line() {
 #[test]
 fn sigterm_ends_it_and_removes_its_sockets() {
     for provider in [Provider::System, Provider::Vulkan] {
-        let daemon = fixture::vm_daemon(provider, WINDOW);
+        let daemon = fixture::vm_daemon(Transport::VfioUser, provider, WINDOW);
         assert!(daemon.socket().exists() && daemon.local_socket().exists());
         let device = Device::open(&OpenOptions::socket(daemon.local_socket())).unwrap();
         let blob = device.create_plain_blob(4096).unwrap();
@@ -160,7 +162,14 @@ fn info_says_what_the_host_offers() {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    for needle in ["Vulkan", "udmabuf", "vfio-user-pci", "memory-backend-memfd"] {
+    for needle in [
+        "Vulkan",
+        "udmabuf",
+        "vfio-user-pci",
+        "memory-backend-memfd",
+        "--user-device",
+        "crosvm run",
+    ] {
         assert!(text.contains(needle), "no {needle:?} in:\n{text}");
     }
 }

@@ -3,8 +3,8 @@
 //! | module | what runs | where |
 //! |---|---|---|
 //! | `socket` | every scenario | over the local socket, providers `system` and `vulkan` |
-//! | `vm` | every scenario, the programs, the C example | in QEMU over vfio-user, Vulkan on the host |
-//! | `lifecycle` | resets, reboots, a killed QEMU | in QEMU |
+//! | `vm` | every scenario, the programs, the C example | in QEMU over vfio-user and vhost-user, Vulkan on the host |
+//! | `lifecycle` | resets, reboots, stops, a killed QEMU | in QEMU over both |
 //! | `daemon` | start, end, wrong flags | on the host |
 //!
 //! `vm` and `lifecycle` need what `cargo xtask setup` fetches, and fail where it is missing.

@@ -15,6 +15,7 @@ fn check(name: &str, provider: Provider, window: u64) {
         provider: Some(match provider {
             Provider::System => capset::Provider::System,
             Provider::Vulkan => capset::Provider::Vulkan,
+            Provider::Gl => capset::Provider::Gl,
         }),
     };
     if let Err(error) = scenario::run(name, &setup) {
@@ -25,14 +26,22 @@ fn check(name: &str, provider: Provider, window: u64) {
 }
 
 macro_rules! tests {
-    (any { $($a:ident::$any:ident,)* } render_node { $($r:ident::$node:ident,)* } small_window { $($s:ident::$small:ident,)* }) => {
-        mod system {
-            $(#[test] fn $any() { super::check(stringify!($any), super::Provider::System, super::WINDOW); })*
-            $(#[test] fn $small() { super::check(stringify!($small), super::Provider::System, super::SMALL_WINDOW); })*
-        }
-        mod vulkan {
-            $(#[test] fn $any() { super::check(stringify!($any), super::Provider::Vulkan, super::WINDOW); })*
-            $(#[test] fn $small() { super::check(stringify!($small), super::Provider::Vulkan, super::SMALL_WINDOW); })*
+    ($($list:tt)*) => {
+        with_provider! { system System $($list)* }
+        with_provider! { vulkan Vulkan $($list)* }
+        with_provider! { gl Gl $($list)* }
+    };
+}
+
+macro_rules! with_provider {
+    (
+        $module:ident $provider:ident
+        any { $($a:ident::$any:ident,)* } render_node { $($r:ident::$node:ident,)* } small_window { $($s:ident::$small:ident,)* }
+    ) => {
+        mod $module {
+            const PROVIDER: super::Provider = super::Provider::$provider;
+            $(#[test] fn $any() { super::check(stringify!($any), PROVIDER, super::WINDOW); })*
+            $(#[test] fn $small() { super::check(stringify!($small), PROVIDER, super::SMALL_WINDOW); })*
         }
     };
 }
@@ -41,7 +50,7 @@ hostblob_tests::for_each_scenario!(tests);
 /// The program that `cargo xtask demo --no-vm` runs.
 #[test]
 fn demo_tells_its_story() {
-    for provider in [Provider::System, Provider::Vulkan] {
+    for provider in [Provider::System, Provider::Vulkan, Provider::Gl] {
         let daemon = fixture::daemon(provider, WINDOW)
             .start()
             .expect("hostblobd starts");

@@ -1,4 +1,5 @@
-//! In a guest of stock QEMU: every scenario, the kernel's ioctls alone, latencies, the demo, the C example. Vulkan on the host.
+//! In a guest of stock QEMU, over vfio-user and over vhost-user: every scenario, the kernel's ioctls alone, the demo, the C example.
+//! Vulkan on the host.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -8,7 +9,7 @@ use std::sync::OnceLock;
 use hostblob_tests::report;
 use hostblob_tests::scenario::{SMALL_WINDOW, WINDOW};
 use xtask::build;
-use xtask::vm::{Output, Vm};
+use xtask::vm::{Output, Transport, Vm};
 
 use crate::fixture::{self, Provider};
 
@@ -19,12 +20,13 @@ struct Boot {
 }
 
 impl Boot {
-    fn new(group: &str, window: u64) -> Self {
-        let daemon = fixture::vm_daemon(Provider::Vulkan, window);
+    fn new(transport: Transport, group: &str, window: u64) -> Self {
+        let daemon = fixture::vm_daemon(transport, Provider::Vulkan, window);
         let arguments = ["--provider", "vulkan", "--group", group];
         let output =
             fixture::run_in_guest(&daemon, &fixture::guest_program("scenarios"), &arguments);
         fixture::finish(daemon);
+        print!("{}", output.stdout);
         Self {
             seen: report::parse(&output.stdout),
             output,
@@ -43,39 +45,59 @@ impl Boot {
     }
 }
 
+/// A boot for each transport; none where it failed.
+type Boots = [OnceLock<Option<Boot>>; 2];
+
 /// Scenarios share a boot; each is a test of its own all the same.
-fn boot(group: &'static str) -> &'static Boot {
-    static ANY: OnceLock<Boot> = OnceLock::new();
-    static SMALL: OnceLock<Boot> = OnceLock::new();
-    match group {
-        "any" => ANY.get_or_init(|| Boot::new(group, WINDOW)),
-        _ => SMALL.get_or_init(|| Boot::new(group, SMALL_WINDOW)),
-    }
+fn boot(transport: Transport, group: &'static str) -> &'static Boot {
+    static ANY: Boots = [const { OnceLock::new() }; 2];
+    static SMALL: Boots = [const { OnceLock::new() }; 2];
+    let (boots, window) = match group {
+        "any" => (&ANY, WINDOW),
+        _ => (&SMALL, SMALL_WINDOW),
+    };
+    let boot = boots[transport as usize]
+        .get_or_init(|| std::panic::catch_unwind(|| Boot::new(transport, group, window)).ok());
+    boot.as_ref()
+        .expect("the boot of this group, which failed in another test too")
 }
 
 macro_rules! tests {
-    (any { $($a:ident::$any:ident,)* } render_node { $($r:ident::$node:ident,)* } small_window { $($s:ident::$small:ident,)* }) => {
-        mod vfio_user {
-            $(#[test] fn $any() { super::boot("any").check(stringify!($any)); })*
-            $(#[test] fn $node() { super::boot("any").check(stringify!($node)); })*
-            $(#[test] fn $small() { super::boot("small_window").check(stringify!($small)); })*
+    ($($list:tt)*) => {
+        over_transport! { vfio_user VfioUser $($list)* }
+        over_transport! { vhost_user VhostUser $($list)* }
+    };
+}
+
+macro_rules! over_transport {
+    (
+        $module:ident $transport:ident
+        any { $($a:ident::$any:ident,)* } render_node { $($r:ident::$node:ident,)* } small_window { $($s:ident::$small:ident,)* }
+    ) => {
+        mod $module {
+            const TRANSPORT: super::Transport = super::Transport::$transport;
+            $(#[test] fn $any() { super::boot(TRANSPORT, "any").check(stringify!($any)); })*
+            $(#[test] fn $node() { super::boot(TRANSPORT, "any").check(stringify!($node)); })*
+            $(#[test] fn $small() { super::boot(TRANSPORT, "small_window").check(stringify!($small)); })*
+            #[test] fn raw_program_handles_10000_blobs() { super::raw_program_handles_10000_blobs(TRANSPORT); }
+            #[test] fn demo_tells_its_story() { super::demo_tells_its_story(TRANSPORT); }
+            #[test] fn c_example_in_the_guest() { super::c_example_in_the_guest(TRANSPORT); }
         }
     };
 }
 hostblob_tests::for_each_scenario!(tests);
 
 /// One boot of its own kind, and the whole of the program's output.
-fn run(program: PathBuf, arguments: &[&str]) -> String {
-    let daemon = fixture::vm_daemon(Provider::Vulkan, WINDOW);
+fn run(transport: Transport, program: PathBuf, arguments: &[&str]) -> String {
+    let daemon = fixture::vm_daemon(transport, Provider::Vulkan, WINDOW);
     let output = fixture::run_in_guest(&daemon, &program, arguments);
     fixture::succeeded(&output);
     fixture::finish(daemon);
     output.stdout
 }
 
-#[test]
-fn raw_program_handles_10000_blobs() {
-    let text = run(fixture::guest_program("raw_blobs"), &["10000"]);
+fn raw_program_handles_10000_blobs(transport: Transport) {
+    let text = run(transport, fixture::guest_program("raw_blobs"), &["10000"]);
     assert!(
         text.contains("10000 blobs created, mapped, read as zeros, written and freed"),
         "{text}"
@@ -89,7 +111,11 @@ fn raw_program_handles_10000_blobs() {
 
 #[test]
 fn latency_with_10000_live_blobs() {
-    let text = run(fixture::guest_program("latency"), &["100"]);
+    let text = run(
+        Transport::VfioUser,
+        fixture::guest_program("latency"),
+        &["100"],
+    );
     for row in [
         r#""what":"blob of 4 KiB: create + map + mmap","live":10000"#,
         r#""what":"host GPU copy of 1 MiB, until its fence""#,
@@ -100,9 +126,8 @@ fn latency_with_10000_live_blobs() {
     print!("{text}");
 }
 
-#[test]
-fn demo_tells_its_story() {
-    let text = run(fixture::guest_program("demo"), &[]);
+fn demo_tells_its_story(transport: Transport) {
+    let text = run(transport, fixture::guest_program("demo"), &["--brief"]);
     assert!(
         text.contains("guest: found llvmpipe") || text.contains("provider: Vulkan"),
         "{text}"
@@ -141,9 +166,8 @@ fn c_example() -> PathBuf {
     program.clone()
 }
 
-#[test]
-fn c_example_in_the_guest() {
-    let text = run(c_example(), &[]);
+fn c_example_in_the_guest(transport: Transport) {
+    let text = run(transport, c_example(), &[]);
     assert!(
         text.contains("device: ") && text.lines().any(|line| line.trim_end() == "ok"),
         "{text}"

@@ -1,4 +1,4 @@
-//! `demo [--socket PATH]`: hostblob's main job as a short story. Ends with 0 when all of it is true.
+//! `demo [--socket PATH] [--brief]`: hostblob's main job as a short story. Ends with 0 when all of it is true. `--brief` measures nothing.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -16,26 +16,35 @@ const RUNS: usize = 200;
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    match arguments.as_slice() {
-        [] => story(OpenOptions::default(), None),
-        ["--socket", path] => story(OpenOptions::socket(path), Some(PathBuf::from(path))),
-        ["--stranger", id] => stranger(id.parse()?),
-        _ => bail!("demo [--socket PATH]"),
-    }
+    let (brief, arguments) = match arguments.as_slice() {
+        [rest @ .., "--brief"] => (true, rest),
+        all => (false, all),
+    };
+    let device = match arguments {
+        [] => story(&OpenOptions::default(), None)?,
+        ["--socket", path] => story(&OpenOptions::socket(path), Some(PathBuf::from(path)))?,
+        ["--stranger", id] => return stranger(id.parse()?),
+        _ => bail!("demo [--socket PATH] [--brief]"),
+    };
+    if brief { Ok(()) } else { measure(&device) }
 }
 
-fn story(options: OpenOptions, socket: Option<PathBuf>) -> Result<()> {
-    let device = Device::open(&options).context("no device")?;
+fn story(options: &OpenOptions, socket: Option<PathBuf>) -> Result<Device> {
+    let device = Device::open(options).context("no device")?;
     introduce(&device);
     share(&device)?;
     isolate(&device, socket)?;
+    Ok(device)
+}
+
+fn measure(device: &Device) -> Result<()> {
     println!("guest: how long a guest process waits for memory:");
     println!();
     let mut rows = match device.transport() {
         TransportKind::Drm => latency::blobs(&Node::open()?, RUNS)?,
-        TransportKind::Socket => latency::blobs(&device, RUNS)?,
+        TransportKind::Socket => latency::blobs(device, RUNS)?,
     };
-    rows.extend(latency::library(&device, RUNS)?);
+    rows.extend(latency::library(device, RUNS)?);
     print!("{}", latency::table(&rows));
     println!();
     if let Some(ratio) = latency::ratio(&rows) {

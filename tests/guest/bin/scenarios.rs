@@ -63,6 +63,7 @@ fn provider(name: &str) -> Result<Provider> {
     Ok(match name {
         "system" => Provider::System,
         "vulkan" => Provider::Vulkan,
+        "gl" => Provider::Gl,
         _ => bail!("no provider {name}"),
     })
 }

@@ -50,6 +50,16 @@ impl Qmp {
         self.execute("system_reset", json!({})).map(drop)
     }
 
+    /// Stops the processors.
+    pub fn stop(&mut self) -> Result<()> {
+        self.execute("stop", json!({})).map(drop)
+    }
+
+    /// Lets them go on.
+    pub fn cont(&mut self) -> Result<()> {
+        self.execute("cont", json!({})).map(drop)
+    }
+
     fn read(&mut self) -> Result<Value> {
         let mut line = String::new();
         self.reader

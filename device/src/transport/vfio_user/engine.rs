@@ -146,7 +146,7 @@ impl<D: Device, S: Signals> Engine<D, S> {
 
     /// Starts one queue. One that goes on where it was stopped keeps its chains, and gets the responses that came meanwhile.
     pub(in crate::transport) fn start_queue(&self, index: u16, queue: Queue) {
-        let parked = {
+        let (parked, goes_on) = {
             let mut rings = self.rings.lock();
             let rings = &mut *rings;
             let at = usize::from(index);
@@ -158,20 +158,27 @@ impl<D: Device, S: Signals> Engine<D, S> {
                 .parked
                 .extract_if(.., |(tag, _)| tag.queue == index)
                 .collect();
+            let mut goes_on = false;
             let ring = match stopped.take() {
-                Some((before, ring)) if before.next_avail() == queue.next_avail() => ring,
+                Some((before, ring)) if before.next_avail() == queue.next_avail() => {
+                    goes_on = true;
+                    ring
+                }
                 _ => {
                     parked.clear();
                     Ring::new(index)
                 }
             };
             *slot = Some((queue, ring));
-            parked
+            (parked, goes_on)
         };
         for (tag, response) in &parked {
             self.give_back(*tag, response);
         }
-        self.interrupt(index);
+        if goes_on {
+            // For what was given back before the stop too: its interrupt may have come to nothing.
+            self.interrupts.raise(Source::Queue(index));
+        }
         self.wake();
     }
 

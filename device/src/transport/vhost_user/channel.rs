@@ -12,7 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use thiserror::Error;
@@ -28,6 +28,9 @@ pub(super) const WINDOW_REGION: u8 = 1;
 /// How long the VMM may take to map or unmap. QEMU takes a millisecond; a guest's processor waits meanwhile.
 pub(super) const REPLY_TIMEOUT: Duration =
     Duration::from_millis(if cfg!(test) { 500 } else { 5000 });
+
+/// How long after its answer a VMM may change the memory.
+const CHANGE_TIMEOUT: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 200 });
 
 /// Most replies that may be owed to us. A VMM that never answers must not make us remember more.
 const MAX_OWED: usize = 16;
@@ -58,37 +61,77 @@ enum Failure {
 
 /// The channel as the message thread sees it.
 #[derive(Debug, Default)]
-pub(super) struct Channel(Mutex<State>);
+pub(super) struct Channel {
+    state: Mutex<State>,
+    changed: Condvar,
+}
 
 #[derive(Debug, Default)]
 struct State {
     socket: Option<Arc<UnixStream>>,
     /// SHMEM and what it needs were negotiated.
     usable: bool,
+    /// Changes of guest memory so far.
+    changes: u64,
+    /// No queue runs.
+    stopped: bool,
 }
 
 impl Channel {
     /// The VMM gave a channel.
     pub(super) fn set_socket(&self, socket: UnixStream) {
-        self.0.lock().socket = Some(Arc::new(socket));
+        self.state.lock().socket = Some(Arc::new(socket));
     }
 
     /// Whether the VMM can map.
     pub(super) fn set_usable(&self, usable: bool) {
-        self.0.lock().usable = usable;
+        self.state.lock().usable = usable;
     }
 
     /// Ends it, and whoever waits on it.
     pub(super) fn close(&self) {
-        if let Some(socket) = self.0.lock().socket.take() {
+        let socket = self.state.lock().socket.take();
+        self.changed.notify_all();
+        if let Some(socket) = socket {
             // Fails when it has ended already.
             let _ = socket.shutdown(Shutdown::Both);
         }
     }
 
-    fn socket(&self) -> Option<Arc<UnixStream>> {
-        let state = self.0.lock();
-        state.socket.clone().filter(|_| state.usable)
+    /// The VMM has stopped the queues, or started one. When it returns, nothing is sent until one is started.
+    pub(super) fn set_stopped(&self, stopped: bool) {
+        self.state.lock().stopped = stopped;
+        self.changed.notify_all();
+    }
+
+    /// The VMM has changed guest memory.
+    pub(super) fn memory_changed(&self) {
+        let mut state = self.state.lock();
+        state.changes = state.changes.wrapping_add(1);
+        self.changed.notify_all();
+    }
+
+    fn changes(&self) -> u64 {
+        self.state.lock().changes
+    }
+
+    /// Waits for a change after the first `seen`; whether one came.
+    fn wait_for_change(&self, seen: u64) -> bool {
+        let mut state = self.state.lock();
+        let same = |state: &mut State| state.changes == seen;
+        let wait = self
+            .changed
+            .wait_while_for(&mut state, same, CHANGE_TIMEOUT);
+        !wait.timed_out()
+    }
+
+    /// The socket, if there is one to be used. Waits while the queues are stopped: QEMU 11.1 ends when it handles a request then.
+    fn with_socket<R>(&self, f: impl FnOnce(&Arc<UnixStream>) -> R) -> Option<R> {
+        let mut state = self.state.lock();
+        let held = |state: &mut State| state.stopped && state.socket.is_some();
+        self.changed.wait_while(&mut state, held);
+        // Under the lock, so that nothing is sent once they are stopped.
+        state.socket.as_ref().filter(|_| state.usable).map(f)
     }
 }
 
@@ -105,6 +148,8 @@ pub(super) struct Mapper {
     partial: Vec<u8>,
     /// The window may be mapped although we did not hear so.
     unsure: bool,
+    /// Whether the VMM makes the window a part of guest memory, once that is known.
+    changes_memory: Option<bool>,
     log: RateLimiter,
 }
 
@@ -118,25 +163,28 @@ impl Mapper {
             owed: VecDeque::new(),
             partial: Vec::new(),
             unsure: false,
+            changes_memory: None,
             log: RateLimiter::new(),
         }
     }
 
     fn request(&mut self, request: BackendReq) -> Result<(), Failure> {
-        let socket = self.channel.socket().ok_or(Failure::NotNegotiated)?;
-        if !self
-            .socket
-            .as_ref()
-            .is_some_and(|known| Arc::ptr_eq(known, &socket))
-        {
-            self.socket = Some(Arc::clone(&socket));
-            self.owed.clear();
-            self.partial.clear();
-        }
-        if self.owed.len() >= MAX_OWED {
-            return Err(Failure::Timeout);
-        }
-        self.send(&socket, request)?;
+        let channel = Arc::clone(&self.channel);
+        let sent = channel.with_socket(|socket| {
+            self.belong_to(socket);
+            if self.owed.len() >= MAX_OWED {
+                return Err(Failure::Timeout);
+            }
+            self.send(socket, request)?;
+            Ok(Arc::clone(socket))
+        });
+        let socket = match sent.ok_or(Failure::NotNegotiated)? {
+            Err(Failure::Broken(error)) if error.kind() == io::ErrorKind::WriteZero => {
+                self.channel.close();
+                return Err(error.into());
+            }
+            other => other?,
+        };
         self.owed.push_back(request);
         let deadline = Instant::now() + REPLY_TIMEOUT;
         loop {
@@ -152,6 +200,17 @@ impl Mapper {
                     status => Err(Failure::Refused(status)),
                 };
             }
+        }
+    }
+
+    /// What is known of another socket is forgotten.
+    fn belong_to(&mut self, socket: &Arc<UnixStream>) {
+        let known = self.socket.as_ref();
+        if !known.is_some_and(|known| Arc::ptr_eq(known, socket)) {
+            self.socket = Some(Arc::clone(socket));
+            self.owed.clear();
+            self.partial.clear();
+            self.changes_memory = None;
         }
     }
 
@@ -182,7 +241,6 @@ impl Mapper {
         if sent == message.len() {
             Ok(())
         } else {
-            self.channel.close();
             Err(io::ErrorKind::WriteZero.into())
         }
     }
@@ -234,11 +292,24 @@ impl Mapper {
     }
 }
 
+impl Mapper {
+    /// QEMU answers first, and changes the memory then: what a guest wrote into a window that it does not reach yet would be lost. crosvm has
+    /// done it all when it answers, and changes no memory.
+    fn wait_until_done(&mut self, changes_before: u64) {
+        if self.changes_memory != Some(false) {
+            let changed = self.channel.wait_for_change(changes_before);
+            self.changes_memory.get_or_insert(changed);
+        }
+    }
+}
+
 impl WindowMapper for Mapper {
     fn map(&mut self) -> io::Result<()> {
+        let changes_before = self.channel.changes();
         match self.try_map() {
             Ok(()) => {
                 self.unsure = false;
+                self.wait_until_done(changes_before);
                 log::debug!("the VMM mapped the window");
                 Ok(())
             }
@@ -252,8 +323,13 @@ impl WindowMapper for Mapper {
     }
 
     fn unmap(&mut self) {
+        let changes_before = self.channel.changes();
         match self.request(BackendReq::SHMEM_UNMAP) {
-            Ok(()) => log::debug!("the VMM unmapped the window"),
+            Ok(()) => {
+                // So that its change is not taken for that of the next mapping.
+                self.wait_until_done(changes_before);
+                log::debug!("the VMM unmapped the window");
+            }
             Err(failure) => {
                 self.unsure = true;
                 self.log

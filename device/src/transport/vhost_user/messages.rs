@@ -33,6 +33,9 @@ use crate::virtqueue::{F_EVENT_IDX, QUEUES, offered_features};
 /// `VHOST_USER_F_PROTOCOL_FEATURES`.
 const F_PROTOCOL_FEATURES: u64 = 1 << 30;
 
+/// The queue that every command but the cursor's comes on.
+const CONTROL_QUEUE: u32 = 0;
+
 /// What the messages here serve. `REPLY_ACK` is the crate's.
 pub(super) const PROTOCOL_FEATURES: Features = Features::CONFIG
     .union(Features::MQ)
@@ -115,7 +118,15 @@ impl<D: Device> Backend<D> {
         self.pause(index)?;
         let (_, registers) = self.queue(index)?;
         change(registers)?;
-        self.resume(index)
+        self.resume(index)?;
+        self.tell_channel();
+        Ok(())
+    }
+
+    /// Whether requests may be sent to the VMM.
+    fn tell_channel(&self) {
+        let runs = self.queues.iter().any(|queue| queue.running);
+        self.channel.set_stopped(!runs);
     }
 
     fn pause(&mut self, index: u32) -> Result<()> {
@@ -149,15 +160,29 @@ impl<D: Device> Backend<D> {
         (0..).take(QUEUES).try_for_each(|index| f(self, index))
     }
 
+    /// A driver begins with its queue from the beginning: the one before it is gone with all that it had.
+    ///
+    /// No VMM says so: crosvm has no message for a reset, and QEMU 11.1 agrees on RESET_DEVICE and never sends it. A VM that was
+    /// stopped goes on where its queue was. (One that is stopped after exactly 65536 commands, or a multiple, is taken for a new one.)
+    fn start_anew(&mut self) -> Result<()> {
+        log::debug!("the driver starts anew: the device is reset");
+        self.all(Self::pause)?;
+        self.used = false;
+        self.engine.reset();
+        self.all(Self::resume)
+    }
+
     /// Nothing of the guest is left.
     fn reset(&mut self) {
         self.queues = Default::default();
         self.used = false;
+        self.tell_channel();
         self.engine.reset();
     }
 
     fn memory_changed(&self) {
         self.engine.set_memory(self.memory.memory());
+        self.channel.memory_changed();
     }
 }
 
@@ -187,12 +212,6 @@ impl<D: Device> VhostUserBackendReqHandlerMut for Backend<D> {
                 "feature bits {:#x} were not offered",
                 features & !self.offered
             )));
-        }
-        let stopped = self.queues.iter().all(|queue| !queue.started);
-        if stopped && self.used && !self.protocol.contains(Features::RESET_DEVICE) {
-            // crosvm has no message for a reset: its driver negotiates again, which it does not do when the VM wakes from sleep.
-            log::debug!("the driver negotiates anew: the device is reset");
-            self.reset();
         }
         self.all(Self::pause)?;
         self.acked = features;
@@ -249,11 +268,15 @@ impl<D: Device> VhostUserBackendReqHandlerMut for Backend<D> {
     }
 
     fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
+        if index == CONTROL_QUEUE && base == 0 && self.used && !self.queue(index)?.1.started {
+            self.start_anew()?;
+        }
         self.change(index, |queue| queue.set_base(base).map_err(refused))
     }
 
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
         self.pause(index)?;
+        self.tell_channel();
         let (_, queue) = self.queue(index)?;
         queue.started = false;
         let state = VhostUserVringState::new(index, queue.base.into());

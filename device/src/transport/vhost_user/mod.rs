@@ -22,7 +22,7 @@
 //! # The deadlock to stay clear of
 //!
 //! A SHMEM_MAP makes QEMU change the memory while it still handles that message, and QEMU waits for our answer to the change. So the queue thread
-//! waits for SHMEM_MAP under no lock, and no message of the VMM waits for the queue thread.
+//! waits for SHMEM_MAP under no lock, and no message of the VMM waits for the queue thread. `docs/vhost-user.md` has a picture.
 
 mod channel;
 #[cfg(fuzzing)]

@@ -88,3 +88,33 @@ fn a_closed_or_missing_channel_fails_at_once() {
     assert!(mapper.map().is_err());
     assert!(start.elapsed() < REPLY_TIMEOUT);
 }
+
+#[test]
+fn a_vmm_that_answers_first_is_waited_for() {
+    let (mut mapper, mut vmm, channel) = mapper();
+    let replies = [reply(9, 5, 8, 0), reply(10, 5, 8, 0)].concat();
+    std::io::Write::write_all(&mut vmm, &replies).unwrap();
+    for step in [|mapper: &mut Mapper| mapper.map().unwrap(), Mapper::unmap] {
+        let channel = Arc::clone(&channel);
+        let start = Instant::now();
+        let later = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(20));
+            channel.memory_changed();
+        });
+        step(&mut mapper);
+        assert!(start.elapsed() >= Duration::from_millis(19));
+        later.join().unwrap();
+    }
+}
+
+#[test]
+fn a_vmm_that_changes_no_memory_is_waited_for_once() {
+    let (mut mapper, mut vmm, _) = mapper();
+    std::io::Write::write_all(&mut vmm, &reply(9, 5, 8, 0).repeat(2)).unwrap();
+    let start = Instant::now();
+    mapper.map().unwrap();
+    assert!(start.elapsed() >= CHANGE_TIMEOUT);
+    let start = Instant::now();
+    mapper.map().unwrap();
+    assert!(start.elapsed() < CHANGE_TIMEOUT);
+}

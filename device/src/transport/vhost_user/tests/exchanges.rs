@@ -86,7 +86,7 @@ fn crosvm_resets_and_its_mapping_survives_that() {
     let daemon = Daemon::start();
     let mut vmm = crosvm::start(&daemon.path);
     hold_a_blob(&mut vmm, 1, 1);
-    // `reset` has no message of its own: the driver negotiates again.
+    // `reset` has no message of its own: the driver's queue begins anew.
     crosvm::deactivate(&mut vmm);
     vmm.fresh_queues();
     crosvm::negotiate(&mut vmm);
@@ -161,6 +161,21 @@ fn qemu_stops_the_device_while_it_is_asked_for_the_window() {
 }
 
 #[test]
+fn qemu_resets_without_a_word_and_nothing_is_left() {
+    let daemon = Daemon::start();
+    let mut vmm = qemu::run(&daemon.path, PROTOCOL_FEATURES);
+    for _ in 0..3 {
+        hold_a_blob(&mut vmm, 1, 1);
+        // `virtio_reset`: RESET_DEVICE is agreed on, and not sent.
+        qemu::stop(&mut vmm);
+        vmm.shmem.mapped.lock().take();
+        vmm.fresh_queues();
+        qemu::start(&mut vmm, [0, 0]);
+    }
+    assert_eq!(vmm.shmem.names(), ["map"; 3]);
+}
+
+#[test]
 fn qemu_stops_and_continues_the_vm() {
     let daemon = Daemon::start();
     let mut vmm = qemu::run(&daemon.path, PROTOCOL_FEATURES);
@@ -169,6 +184,22 @@ fn qemu_stops_and_continues_the_vm() {
     qemu::start(&mut vmm, bases);
     assert_eq!(vmm.unmap_blob(1), resp::OK_NODATA);
     assert_eq!(vmm.create_blob(1, 2), resp::OK_NODATA);
+}
+
+#[test]
+fn an_interrupt_that_came_to_nothing_is_made_up_for() {
+    let daemon = Daemon::start();
+    let mut vmm = crosvm::start(&daemon.path);
+    assert_eq!(vmm.create_context(1), resp::OK_NODATA);
+    let _ = vmm.queues[0].call.read();
+    // All responses were given back; the VMM took the call away before the last one's interrupt.
+    let bases = crosvm::deactivate(&mut vmm);
+    crosvm::activate(&mut vmm, bases);
+    let start = std::time::Instant::now();
+    while vmm.queues[0].call.read().is_err() {
+        assert!(start.elapsed().as_secs() < 10, "no interrupt");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
 }
 
 #[test]
