@@ -19,6 +19,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use thiserror::Error;
 
@@ -122,14 +123,15 @@ pub enum SocketError {
 }
 
 /// Listens on a Unix socket. What a killed daemon left behind is replaced; what is alive, or no socket, is not.
+///
+/// The path appears when connections are taken, never before: whoever starts a VMM may wait for it.
 pub fn listen(path: &Path) -> Result<UnixListener, SocketError> {
-    let bind = || UnixListener::bind(path);
     let error = |error| SocketError::Bind {
         path: path.to_owned(),
         error,
     };
-    match bind() {
-        Err(e) if e.kind() == io::ErrorKind::AddrInUse => {}
+    match bind(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
         other => return other.map_err(error),
     }
     let is_socket = std::fs::symlink_metadata(path)
@@ -142,7 +144,25 @@ pub fn listen(path: &Path) -> Result<UnixListener, SocketError> {
         _ => return Err(SocketError::InUse(path.to_owned())),
     }
     std::fs::remove_file(path).map_err(error)?;
-    bind().map_err(error)
+    bind(path).map_err(error)
+}
+
+/// Between bind(2) and listen(2) a socket's path exists and connections are refused. So it is bound to another name of the folder,
+/// and linked to its own when it listens.
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    // The other name may be the shorter one.
+    std::os::unix::net::SocketAddr::from_pathname(path)?;
+    let name = format!(
+        ".{}-{}",
+        std::process::id(),
+        COUNT.fetch_add(1, Ordering::Relaxed)
+    );
+    let unready = path.with_file_name(name);
+    let listener = UnixListener::bind(&unready)?;
+    let linked = std::fs::hard_link(&unready, path);
+    std::fs::remove_file(&unready)?;
+    linked.map(|()| listener)
 }
 
 #[cfg(test)]
