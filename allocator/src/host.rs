@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hostblob_capset::{Cache, Capset, Heap, Limits, MemoryType, Offer, WindowMode};
+use hostblob_capset::{BlobMem, Cache, Capset, Heap, Limits, MemoryType, Offer, WindowMode};
 use hostblob_protocol::request::{Request, request_bit};
 
 use crate::guest::{Guest, Waker};
@@ -52,6 +52,15 @@ pub enum ConfigError {
     #[error("a limit of {0} bytes is less than a page of {1}")]
     LimitTooSmall(u64, u64),
 }
+
+/// Requests that reach beyond one context.
+const SHARING: u64 = request_bit::IMPORT
+    | request_bit::IMPORT_RESOURCE
+    | request_bit::SHARE
+    | request_bit::PUBLISH
+    | request_bit::WITHDRAW
+    | request_bit::PRESENT
+    | request_bit::WAIT_RELEASED;
 
 /// Smallest window: one huge page.
 const MIN_WINDOW: u64 = 2 << 20;
@@ -120,9 +129,8 @@ fn capset(description: &Description, config: &Config) -> Capset {
         .min(config.memory_limit)
         .min(config.window_size);
     Capset {
-        // Import needs names, which need RESOURCE_ASSIGN_UUID.
         offer: Offer {
-            requests: Request::ALL & !request_bit::IMPORT,
+            requests: Request::ALL & !SHARING,
             ..Offer::EVERYTHING
         },
         window_mode: WindowMode::Premapped,
@@ -170,5 +178,6 @@ fn capset(description: &Description, config: &Config) -> Capset {
                 },
             })
             .collect(),
+        blob_mem: BlobMem::HOST3D,
     }
 }

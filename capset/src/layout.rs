@@ -6,7 +6,7 @@ use thiserror::Error;
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::{Cache, Capset, Heap, Limits, MemoryType, Offer, Provider, WindowMode};
+use crate::{BlobMem, Cache, Capset, Heap, Limits, MemoryType, Offer, Provider, WindowMode};
 
 /// Heaps that the layout holds (`VK_MAX_MEMORY_HEAPS`).
 pub const MAX_HEAPS: usize = 16;
@@ -64,8 +64,11 @@ struct Wire {
     type_count: U32,
     heaps: [WireHeap; MAX_HEAPS],
     types: [WireType; MAX_TYPES],
+    // Version 1.1.
+    blob_mem: U32,
+    reserved: U32,
 }
-const _: () = assert!(ENCODED_SIZE == 1016 && ENCODED_SIZE.is_multiple_of(8));
+const _: () = assert!(ENCODED_SIZE == 1024 && ENCODED_SIZE.is_multiple_of(8));
 
 /// Why bytes are not a capset that this build understands.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -155,6 +158,7 @@ pub(crate) fn encode(capset: &Capset) -> Vec<u8> {
             Cache::WriteCombined => map_cache::WC,
         });
     }
+    wire.blob_mem = U32::new(capset.blob_mem.bits());
     wire.as_bytes().to_vec()
 }
 
@@ -245,6 +249,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Capset, DecodeError> {
             .iter()
             .map(|t| decode_type(t, heap_count))
             .collect::<Result<_, _>>()?,
+        blob_mem: BlobMem::from_bits_truncate(wire.blob_mem.get()) | BlobMem::HOST3D,
     })
 }
 

@@ -13,6 +13,7 @@ pub use layout::{DecodeError, ENCODED_SIZE, MAX_HEAPS, MAX_TYPES, NAME_SIZE};
 pub use negotiate::{Agreed, Mismatch, Offer, negotiate};
 
 use hostblob_protocol::request::CreateFlags;
+use hostblob_protocol::virtio_gpu::blob_mem;
 
 /// Version of the capset that GET_CAPSET asks for; other versions get the same bytes, as they only grow.
 pub const VERSION: u32 = 1;
@@ -91,6 +92,19 @@ impl MemoryType {
     }
 }
 
+bitflags::bitflags! {
+    /// Where the bytes of blobs may live: bit `n` stands for `VIRTIO_GPU_BLOB_MEM_*` of number `n`.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+    pub struct BlobMem: u32 {
+        /// In pages of the guest.
+        const GUEST = 1 << blob_mem::GUEST;
+        /// In memory of the host. Every device serves it.
+        const HOST3D = 1 << blob_mem::HOST3D;
+        /// In memory of the host, with pages of the guest that transfers copy to and from.
+        const HOST3D_GUEST = 1 << blob_mem::HOST3D_GUEST;
+    }
+}
+
 /// All that the device says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Capset {
@@ -126,6 +140,8 @@ pub struct Capset {
     pub heaps: Vec<Heap>,
     /// At most [`MAX_TYPES`], those past it do not travel; ordered as the Vulkan specification orders memory types.
     pub types: Vec<MemoryType>,
+    /// Which blobs can be created. Hosts of version 1.0 say nothing, and serve [`BlobMem::HOST3D`].
+    pub blob_mem: BlobMem,
 }
 
 impl Capset {

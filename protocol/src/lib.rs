@@ -52,7 +52,7 @@ pub use status::Status;
 /// Version of this protocol, first part: differs where old bytes would be misread.
 pub const VERSION_MAJOR: u16 = 1;
 /// Version of this protocol, second part: grows with each addition.
-pub const VERSION_MINOR: u16 = 0;
+pub const VERSION_MINOR: u16 = 1;
 /// The virtio-gpu capset id that hostblob uses unless told otherwise.
 ///
 /// Less than 31: Linux, 6.12 at least, keeps the known ids in a mask made of 32-bit shifts, so that contexts of id 48 cannot

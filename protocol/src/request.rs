@@ -216,14 +216,92 @@ pub struct Copy {
     pub destination_offset: u64,
 }
 
-/// Names memory that another context of this guest shares. Hosts of version 1.0 answer
-/// [`Unsupported`](crate::Status::Unsupported) and do not offer it.
+/// Names shared memory in this context: memory that another context of this guest shares, or that a host process handed in.
+///
+/// The memory lives until its last name and its blob are gone. Memory of the host that has no blob can get one of this context, by
+/// [`BindClientId`]. Hosts of version 1.0 answer [`Unsupported`](crate::Status::Unsupported) and do not offer it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Import {
     /// The name within this context: not 0, not in use.
     pub client_id: u64,
-    /// What RESOURCE_ASSIGN_UUID gave.
+    /// What [`Share`] or RESOURCE_ASSIGN_UUID gave, or the token of memory that a host process handed in.
     pub uuid: [u8; 16],
+}
+
+/// Names the memory of a blob that is attached to this context (CTX_ATTACH_RESOURCE): one that another process of the guest passed
+/// on, or one made of guest pages (`VIRTIO_GPU_BLOB_MEM_GUEST`), which has no client id of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportResource {
+    /// The name within this context: not 0, not in use.
+    pub client_id: u64,
+    /// virtio-gpu resource id.
+    pub resource_id: u32,
+}
+
+/// Consents that other contexts of this guest import the memory, and asks for its name: the UUID that RESOURCE_ASSIGN_UUID gives
+/// for its blob, random, so that only who is told can import.
+///
+/// The answer's details are the UUID's bytes, little-endian.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    /// Memory of this context, created with [`CreateFlags::SHAREABLE`].
+    pub client_id: u64,
+}
+
+/// Describes a buffer inside shareable memory to host processes: the arguments of SET_SCANOUT_BLOB. One memory may hold several, at
+/// different offsets; a second one at the same offset takes the place of the first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Publish {
+    /// Memory of this context, created with [`CreateFlags::SHAREABLE`].
+    pub client_id: u64,
+    /// First byte of the buffer in the memory.
+    pub offset: u64,
+    /// Pixels in a row; not 0.
+    pub width: u32,
+    /// Rows; not 0. All `stride * height` bytes lie inside the memory.
+    pub height: u32,
+    /// Bytes from one row to the next; not 0.
+    pub stride: u32,
+    /// `DRM_FORMAT_*`; 0 where the bytes are no image.
+    pub fourcc: u32,
+    /// `DRM_FORMAT_MOD_*`.
+    pub modifier: u64,
+}
+
+/// Takes a description back: the buffer at this offset is no longer shown to host processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Withdraw {
+    /// Memory of this context.
+    pub client_id: u64,
+    /// As in [`Publish`].
+    pub offset: u64,
+}
+
+/// A published buffer has new contents: every host process that has the memory open is told, and uses the buffer until it
+/// says that it has released it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Present {
+    /// Memory of this context.
+    pub client_id: u64,
+    /// As in [`Publish`].
+    pub offset: u64,
+}
+
+/// In [`WaitReleased`]: all buffers, and the memory itself, which no host process has open then.
+pub const ALL_BUFFERS: u64 = u64::MAX;
+
+/// Waits until no host process uses a buffer any more.
+///
+/// Its answer comes then, before the fence of the command is signalled, or when the time is over
+/// ([`Timeout`](crate::Status::Timeout)). It is on the timeline of the ring that it was submitted to, and keeps no other waiting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitReleased {
+    /// Memory of this context.
+    pub client_id: u64,
+    /// The buffer that must be released, as in [`Publish`], or [`ALL_BUFFERS`].
+    pub offset: u64,
+    /// Nanoseconds from now; 0 asks and does not wait. More than a day counts as a day.
+    pub timeout: u64,
 }
 
 /// Asks how much a heap still has for this context (`VK_EXT_memory_budget`).
@@ -319,4 +397,10 @@ requests! {
     10 Copy COPY,
     11 Import IMPORT,
     12 QueryBudget QUERY_BUDGET,
+    13 ImportResource IMPORT_RESOURCE,
+    14 Share SHARE,
+    15 Publish PUBLISH,
+    16 Withdraw WITHDRAW,
+    17 Present PRESENT,
+    18 WaitReleased WAIT_RELEASED,
 }

@@ -6,6 +6,7 @@
 /// `VkResult` values that statuses map to (Vulkan specification, "Return Codes").
 mod vk {
     pub(super) const SUCCESS: i32 = 0;
+    pub(super) const TIMEOUT: i32 = 2;
     pub(super) const ERROR_OUT_OF_HOST_MEMORY: i32 = -1;
     pub(super) const ERROR_OUT_OF_DEVICE_MEMORY: i32 = -2;
     pub(super) const ERROR_DEVICE_LOST: i32 = -4;
@@ -104,6 +105,16 @@ statuses! {
     DriverFailure = 21 => ERROR_UNKNOWN, "the GPU driver refused the request";
     /// A mistake of hostblob's own; the daemon's log has it.
     Internal = 22 => ERROR_UNKNOWN, "internal error of the host";
+    /// The time that was given is over.
+    Timeout = 23 => TIMEOUT, "the time to wait is over";
+    /// The memory is to be of guest pages, and none are attached.
+    NoBacking = 24 => ERROR_UNKNOWN, "the memory has no guest pages attached";
+    /// A host process has the memory open, and it must stay what and where it is.
+    InUse = 25 => ERROR_UNKNOWN, "a host process uses the memory";
+    /// Nothing is shared under this UUID.
+    UnknownUuid = 26 => ERROR_INVALID_EXTERNAL_HANDLE, "nothing is shared under this UUID";
+    /// The memory was created without `SHAREABLE`.
+    NotShareable = 27 => ERROR_UNKNOWN, "the memory was not created to be shared";
 }
 
 impl Status {

@@ -79,8 +79,14 @@ impl Guest {
             Request::Invalidate(request) => self.check_range(context, &request.range),
             Request::Fill(request) => self.fill(context, request),
             Request::Copy(request) => self.copy(context, request),
-            Request::Import(_) => Err(Error::Unsupported("IMPORT")),
             Request::QueryBudget(request) => self.budget(context, request),
+            Request::Import(_)
+            | Request::ImportResource(_)
+            | Request::Share(_)
+            | Request::Publish(_)
+            | Request::Withdraw(_)
+            | Request::Present(_)
+            | Request::WaitReleased(_) => Err(Error::Unsupported("sharing")),
         }
     }
 

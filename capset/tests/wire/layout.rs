@@ -3,7 +3,8 @@
 use std::fmt::Write as _;
 
 use hostblob_capset::{
-    Cache, Capset, ENCODED_SIZE, Heap, MAX_HEAPS, MAX_TYPES, NAME_SIZE, Provider, WindowMode,
+    BlobMem, Cache, Capset, ENCODED_SIZE, Heap, MAX_HEAPS, MAX_TYPES, NAME_SIZE, Provider,
+    WindowMode,
 };
 
 use crate::generated::compare;
@@ -80,7 +81,7 @@ fn type_bytes(capset: &Capset, index: usize) -> Vec<u8> {
 /// All but heaps and types, which follow.
 fn fields(capset: &Capset) -> Vec<Field> {
     let mut f = Fields(Vec::new());
-    f.u32("size", 1016, "bytes of this capset, this field included");
+    f.u32("size", 1024, "bytes of this capset, this field included");
     f.add(
         "u16",
         "major",
@@ -213,6 +214,8 @@ fn rows(capset: &Capset) -> Vec<Row> {
             type_bytes(capset, i),
         )
     }));
+    rows.push(row("u32 blob_mem", capset.blob_mem.bits().to_le_bytes()));
+    rows.push(row("reserved", [0; 4]));
     rows
 }
 
@@ -226,14 +229,26 @@ fn golden_files() {
     let mut folder = Folder::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden"));
     let capset = sample();
     let golden = folder.check(
-        "capset_v1",
-        "A capset of version 1",
+        "capset_v1_1",
+        "A capset of version 1.1",
         &rows(&capset),
         &capset.encode(),
     );
     assert_eq!(golden.len(), ENCODED_SIZE);
     assert_eq!(Capset::decode(&golden), Ok(capset));
     folder.finish();
+}
+
+/// A host of version 1.0 sent these bytes. They mean the same as ever, and zeros, or what 1.0 did, past their end.
+#[test]
+fn version_1_0_is_read() {
+    let old = crate::golden::parse(include_str!("../compatibility/capset_v1_0.hex"));
+    assert_eq!(old.len(), 1016);
+    let expected = Capset {
+        blob_mem: BlobMem::HOST3D,
+        ..sample()
+    };
+    assert_eq!(Capset::decode(&old), Ok(expected));
 }
 
 #[test]
@@ -271,6 +286,13 @@ fn the_layout_is_documented() {
             16 * MAX_TYPES,
             "`VkMemoryPropertyFlags` u32, heap u32, cache mode u32 (1 cached, 2 uncached, 3 write-combined), 0 u32",
         ),
+        (
+            "blob_mem",
+            "u32",
+            4,
+            "blobs that can be created: bit `n` for `VIRTIO_GPU_BLOB_MEM_*` of number `n` (since 1.1)",
+        ),
+        ("reserved", "u32", 4, "0"),
     ] {
         writeln!(
             table,

@@ -1,7 +1,8 @@
 //! Capsets for the tests: one with telling bytes, and any at all.
 
 use hostblob_capset::{
-    Cache, Capset, Heap, Limits, MAX_HEAPS, MAX_TYPES, MemoryType, Offer, Provider, WindowMode,
+    BlobMem, Cache, Capset, Heap, Limits, MAX_HEAPS, MAX_TYPES, MemoryType, Offer, Provider,
+    WindowMode,
 };
 use hostblob_protocol::request::CreateFlags;
 use proptest::collection::vec;
@@ -60,6 +61,7 @@ pub(crate) fn sample() -> Capset {
                 cache: Cache::Cached,
             },
         ],
+        blob_mem: BlobMem::GUEST | BlobMem::HOST3D,
     }
 }
 
@@ -126,9 +128,20 @@ pub(crate) fn capset() -> impl Strategy<Value = Capset> {
         identity,
         names,
         heaps_and_types(),
+        any::<u32>().prop_map(|bits| BlobMem::from_bits_truncate(bits) | BlobMem::HOST3D),
     );
     mixed.prop_map(
-        |(offer, limits, window_mode, provider, sizes, identity, names, (heaps, types))| Capset {
+        |(
+            offer,
+            limits,
+            window_mode,
+            provider,
+            sizes,
+            identity,
+            names,
+            (heaps, types),
+            blob_mem,
+        )| Capset {
             offer,
             window_mode,
             window_size: sizes.2,
@@ -144,6 +157,7 @@ pub(crate) fn capset() -> impl Strategy<Value = Capset> {
             driver_name: names.1,
             heaps,
             types,
+            blob_mem,
         },
     )
 }

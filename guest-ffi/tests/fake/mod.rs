@@ -121,6 +121,7 @@ pub(crate) fn capset(script: &Script) -> Capset {
             flags: 0,
         }],
         types: script.types.clone(),
+        blob_mem: hostblob_capset::BlobMem::HOST3D,
     }
 }
 

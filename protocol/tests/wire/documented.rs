@@ -15,6 +15,7 @@ use crate::values::samples;
 fn vk_name(value: i32) -> &'static str {
     let names = BTreeMap::from([
         (0, "VK_SUCCESS"),
+        (2, "VK_TIMEOUT"),
         (-1, "VK_ERROR_OUT_OF_HOST_MEMORY"),
         (-2, "VK_ERROR_OUT_OF_DEVICE_MEMORY"),
         (-4, "VK_ERROR_DEVICE_LOST"),

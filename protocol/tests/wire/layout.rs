@@ -45,6 +45,10 @@ fn client_id(value: u64) -> Field {
     u64_field("client_id", "memory of this context", value)
 }
 
+fn buffer_offset(value: u64) -> Field {
+    u64_field("offset", "first byte of the buffer in the memory", value)
+}
+
 fn cache(value: CacheMode) -> Field {
     let number = match value {
         CacheMode::Any => 0,
@@ -175,11 +179,48 @@ pub(crate) fn fields(request: &Request) -> Vec<Field> {
             Field {
                 name: "uuid",
                 kind: "u8[16]",
-                meaning: "what RESOURCE_ASSIGN_UUID gave",
+                meaning: "what SHARE or RESOURCE_ASSIGN_UUID gave, or a token of the export socket",
                 bytes: r.uuid.to_vec(),
             },
         ],
         Request::QueryBudget(r) => vec![u32_field("heap", "index of a heap in the capset", r.heap)],
+        Request::ImportResource(r) => vec![
+            u64_field(
+                "client_id",
+                "the name within this context: not 0, not in use",
+                r.client_id,
+            ),
+            u32_field(
+                "resource_id",
+                "a blob that is attached to this context",
+                r.resource_id,
+            ),
+        ],
+        Request::Share(r) => vec![client_id(r.client_id)],
+        Request::Publish(r) => vec![
+            client_id(r.client_id),
+            buffer_offset(r.offset),
+            u32_field("width", "pixels in a row, not 0", r.width),
+            u32_field("height", "rows, not 0", r.height),
+            u32_field("stride", "bytes from one row to the next, not 0", r.stride),
+            u32_field(
+                "fourcc",
+                "`DRM_FORMAT_*`, or 0 where the bytes are no image",
+                r.fourcc,
+            ),
+            u64_field("modifier", "`DRM_FORMAT_MOD_*`", r.modifier),
+        ],
+        Request::Withdraw(r) => vec![client_id(r.client_id), buffer_offset(r.offset)],
+        Request::Present(r) => vec![client_id(r.client_id), buffer_offset(r.offset)],
+        Request::WaitReleased(r) => vec![
+            client_id(r.client_id),
+            u64_field(
+                "offset",
+                "first byte of the buffer in the memory; 2^64-1: all buffers and the memory itself",
+                r.offset,
+            ),
+            u64_field("timeout", "nanoseconds; 0 does not wait", r.timeout),
+        ],
     }
 }
 
@@ -198,6 +239,12 @@ pub(crate) fn identity(request: &Request) -> (u16, &'static str) {
         Request::Copy(_) => (10, "COPY"),
         Request::Import(_) => (11, "IMPORT"),
         Request::QueryBudget(_) => (12, "QUERY_BUDGET"),
+        Request::ImportResource(_) => (13, "IMPORT_RESOURCE"),
+        Request::Share(_) => (14, "SHARE"),
+        Request::Publish(_) => (15, "PUBLISH"),
+        Request::Withdraw(_) => (16, "WITHDRAW"),
+        Request::Present(_) => (17, "PRESENT"),
+        Request::WaitReleased(_) => (18, "WAIT_RELEASED"),
     }
 }
 

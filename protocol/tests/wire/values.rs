@@ -3,7 +3,8 @@
 use hostblob_protocol::Request;
 use hostblob_protocol::request::{
     Access, BindClientId, CacheMode, Copy, Create, CreateFlags, Fill, Flush, Free, Import,
-    Invalidate, Map, MemoryRange, MemorySelector, OpenAnswers, QueryBudget, Unmap,
+    ImportResource, Invalidate, Map, MemoryRange, MemorySelector, OpenAnswers, Present, Publish,
+    QueryBudget, Share, Unmap, WaitReleased, Withdraw,
 };
 use proptest::prelude::*;
 
@@ -70,6 +71,41 @@ pub(crate) fn samples() -> Vec<Request> {
         }
         .into(),
         QueryBudget { heap: 2 }.into(),
+        ImportResource {
+            client_id: 0x1122_3344_5566_7788,
+            resource_id: 0x0102_0304,
+        }
+        .into(),
+        Share {
+            client_id: 0x1122_3344_5566_7788,
+        }
+        .into(),
+        Publish {
+            client_id: 0x1122_3344_5566_7788,
+            offset: 0x2_0000,
+            width: 640,
+            height: 480,
+            stride: 2560,
+            fourcc: 0x3432_5258,
+            modifier: 0x0102_0304_0506_0708,
+        }
+        .into(),
+        Withdraw {
+            client_id: 0x1122_3344_5566_7788,
+            offset: 0x2_0000,
+        }
+        .into(),
+        Present {
+            client_id: 0x1122_3344_5566_7788,
+            offset: 0x2_0000,
+        }
+        .into(),
+        WaitReleased {
+            client_id: 0x1122_3344_5566_7788,
+            offset: 0x2_0000,
+            timeout: 1_000_000_000,
+        }
+        .into(),
     ]
 }
 
@@ -162,6 +198,45 @@ pub(crate) fn request() -> impl Strategy<Value = Request> {
         ),
         any::<(u64, [u8; 16])>().prop_map(|(client_id, uuid)| Import { client_id, uuid }.into()),
         any::<u32>().prop_map(|heap| QueryBudget { heap }.into()),
+        sharing_request(),
+    ]
+}
+
+fn sharing_request() -> impl Strategy<Value = Request> {
+    let publish = (any::<(u64, u64)>(), any::<(u32, u32, u32, u32, u64)>());
+    prop_oneof![
+        any::<(u64, u32)>().prop_map(|(client_id, resource_id)| {
+            ImportResource {
+                client_id,
+                resource_id,
+            }
+            .into()
+        }),
+        any::<u64>().prop_map(|client_id| Share { client_id }.into()),
+        publish.prop_map(
+            |((client_id, offset), (width, height, stride, fourcc, modifier))| {
+                Publish {
+                    client_id,
+                    offset,
+                    width,
+                    height,
+                    stride,
+                    fourcc,
+                    modifier,
+                }
+                .into()
+            }
+        ),
+        any::<(u64, u64)>().prop_map(|(client_id, offset)| Withdraw { client_id, offset }.into()),
+        any::<(u64, u64)>().prop_map(|(client_id, offset)| Present { client_id, offset }.into()),
+        any::<(u64, u64, u64)>().prop_map(|(client_id, offset, timeout)| {
+            WaitReleased {
+                client_id,
+                offset,
+                timeout,
+            }
+            .into()
+        }),
     ]
 }
 
