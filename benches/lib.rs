@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 
 use hostblob_allocator::provider::{Choice, Options, open};
 use hostblob_allocator::{Config, Host};
-use hostblob_device::gpu::Gpu;
+use hostblob_device::gpu::{BlobMem, Gpu, NoPages};
 use hostblob_device::shutdown::Shutdown;
 use hostblob_device::transport;
 use hostblob_guest::{Device, OpenOptions};
@@ -62,7 +62,8 @@ impl Driver {
     /// # Panics
     /// Where a command is refused.
     pub fn new(host: &Arc<Host>, live: u32) -> Self {
-        let gpu = Gpu::new(host, DEFAULT_CAPSET_ID, Arc::new(|| {})).expect("a window");
+        let gpu =
+            Gpu::new(host, DEFAULT_CAPSET_ID, BlobMem::HOST3D, Arc::new(|| {})).expect("a window");
         let mut driver = Self { gpu, next: 1 };
         let body = CtxCreate {
             context_init: DEFAULT_CAPSET_ID.into(),
@@ -85,7 +86,10 @@ impl Driver {
     }
 
     fn send(&mut self, command: &[u8], expected: u32) {
-        let response = self.gpu.execute(0, command).expect("no fence, no waiting");
+        let response = self
+            .gpu
+            .execute(0, command, &NoPages)
+            .expect("no fence, no waiting");
         let header = CtrlHdr::read_from_prefix(response.as_bytes()).map(|(header, _)| header);
         let answered = header.expect("a response has a header").cmd_type.get();
         assert_eq!(answered, expected, "the command was refused");

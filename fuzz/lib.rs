@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use hostblob_allocator::provider::{Choice, Options, open};
 use hostblob_allocator::{Config, Host};
-use hostblob_device::gpu::{Gpu, Waker};
+use hostblob_device::gpu::{BlobMem, Gpu, Waker};
 use hostblob_protocol::DEFAULT_CAPSET_ID;
 
 fn host() -> &'static Arc<Host> {
@@ -23,5 +23,5 @@ fn host() -> &'static Arc<Host> {
 
 /// A device of plain memory, with a window of 2 MiB.
 pub fn gpu(waker: Waker) -> Gpu {
-    Gpu::new(host(), DEFAULT_CAPSET_ID, waker).expect("a window")
+    Gpu::new(host(), DEFAULT_CAPSET_ID, BlobMem::all(), waker).expect("a window")
 }

@@ -3,18 +3,21 @@
 //! ```text
 //! memory   Nowhere ──map──> Window ──another blob needs the place──> Parked ──map──> Window
 //!             └──GPU use before any map──> Parked
+//!          Unbacked ──attach backing──> Pages ──detach backing──> Unbacked
 //! blob     created ──map──> mapped ──unmap──> created (the bytes stay where they are)
 //! ```
 //!
 //! A memory owns its bytes: the lease or the parking spot is inside it, so bytes are given back when, and only when, the memory
-//! drops. A memory dies with its name and its blob: whoever of them is the last.
+//! drops. A memory dies with its names and its blob: whoever of them is the last.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use hostblob_protocol::request::CreateFlags;
+use uuid::Uuid;
 
 use crate::context::ContextRef;
-use crate::provider::AttachmentId;
+use crate::provider::{AttachmentId, FileId, Piece};
 use crate::quota::Charge;
 use crate::window::{Lease, ParkingSpot};
 
@@ -32,6 +35,57 @@ pub(crate) enum Home {
     Parked(ParkingSpot),
     /// In device memory, under its attachment.
     Device,
+    /// In files of somebody else: the guest's own pages.
+    Pages(Pages),
+    /// In pages of the guest, once it attaches some.
+    Unbacked,
+}
+
+/// Bytes in files that are not ours.
+#[derive(Debug)]
+pub(crate) struct Pages {
+    /// The pieces as one file of the provider's session.
+    pub(crate) file: FileId,
+    pub(crate) pieces: Vec<Piece>,
+    /// The provider knows the file. It is told on the first GPU use.
+    pub(crate) known: bool,
+    /// Counts the pieces of all of a guest's pages.
+    count: Arc<AtomicUsize>,
+}
+
+impl Pages {
+    pub(crate) fn new(file: FileId, pieces: Vec<Piece>, count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(pieces.len(), Ordering::Relaxed);
+        Self {
+            file,
+            pieces,
+            known: false,
+            count: Arc::clone(count),
+        }
+    }
+
+    /// Whether both are the same bytes.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let same = |(a, b): (&Piece, &Piece)| {
+            Arc::ptr_eq(&a.file, &b.file) && (a.offset, a.length) == (b.offset, b.length)
+        };
+        self.pieces.len() == other.pieces.len() && self.pieces.iter().zip(&other.pieces).all(same)
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        self.count.fetch_sub(self.pieces.len(), Ordering::Relaxed);
+    }
+}
+
+/// What a context calls a memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Name {
+    pub(crate) context: ContextRef,
+    pub(crate) client_id: u64,
+    /// It came by an import, and counts as an object of its context; the first name counts with the memory.
+    pub(crate) imported: bool,
 }
 
 /// How a memory relates to its blob.
@@ -50,8 +104,10 @@ pub(crate) enum Binding {
 pub(crate) struct Memory {
     /// Whose it is, and to whom it is charged.
     pub(crate) context: ContextRef,
-    /// 0 where only the blob refers to it.
-    pub(crate) client_id: u64,
+    /// All names; none where only the blob refers to it. Contexts find it by theirs.
+    pub(crate) names: Vec<Name>,
+    /// What it is shared as.
+    pub(crate) uuid: Option<Uuid>,
     pub(crate) size: u64,
     pub(crate) memory_type: u32,
     pub(crate) flags: CreateFlags,
@@ -61,8 +117,8 @@ pub(crate) struct Memory {
     /// Sequence of the last release of an attachment: before its completion the bytes must not move.
     pub(crate) released_at: u64,
     pub(crate) home: Home,
-    /// Given back last.
-    pub(crate) _charge: Charge,
+    /// Given back last. None for bytes that are not ours.
+    pub(crate) _charge: Option<Charge>,
 }
 
 /// Part of a memory: inside it by construction.
@@ -93,9 +149,18 @@ impl Memory {
         }
     }
 
-    /// Whether the memory outlives its blob: it was created to be bound, and still has its name.
-    pub(crate) fn outlives_blob(&self) -> bool {
-        self.client_id != 0 && !self.flags.contains(CreateFlags::MAP_DIRECTLY)
+    /// The name that dies with the blob, where both were created in one.
+    pub(crate) fn name_of_blob(&self) -> Option<Name> {
+        let mut first = self.names.iter().filter(|name| !name.imported);
+        first
+            .next()
+            .copied()
+            .filter(|_| self.flags.contains(CreateFlags::MAP_DIRECTLY))
+    }
+
+    /// Whether its bytes are those of a blob whose pages are the guest's.
+    pub(crate) fn is_guest_backed(&self) -> bool {
+        matches!(self.home, Home::Pages(_) | Home::Unbacked)
     }
 
     /// The bytes, where the CPU reaches them.
@@ -103,7 +168,7 @@ impl Memory {
         match &self.home {
             Home::Window(lease) => Some(lease.words()),
             Home::Parked(spot) => Some(spot.file().words(spot.span())),
-            Home::Nowhere | Home::Device => None,
+            Home::Nowhere | Home::Device | Home::Pages(_) | Home::Unbacked => None,
         }
     }
 }
@@ -115,6 +180,8 @@ pub(crate) struct Blob {
     pub(crate) context: ContextRef,
     /// `None` when the memory went with its context.
     pub(crate) memory: Option<MemoryKey>,
+    /// The guest's pages beside the host's memory, of a `BLOB_MEM_HOST3D_GUEST`.
+    pub(crate) shadow: Option<MemoryKey>,
     pub(crate) mappable: bool,
     pub(crate) mapped: bool,
     /// Contexts that it is attached to.

@@ -4,6 +4,7 @@ use hostblob_capset::Mismatch;
 use hostblob_protocol::request::{CacheMode, CreateFlags};
 use hostblob_protocol::{DecodeError, Status};
 use thiserror::Error;
+use uuid::Uuid;
 
 use crate::provider::ProviderError;
 use crate::quota::{Exceeded, Level};
@@ -127,6 +128,36 @@ pub enum Error {
     /// A limit on bytes.
     #[error(transparent)]
     Quota(#[from] Exceeded),
+    /// The memory is to be of guest pages, and none are attached.
+    #[error("no guest pages are attached to the memory")]
+    NoBacking,
+    /// Guest pages are attached already.
+    #[error("resource {0} has guest pages already")]
+    HasBacking(u32),
+    /// The guest pages are not those of the blob, or no blob of this kind has any.
+    #[error("backing of resource {resource}: {reason}")]
+    Backing {
+        /// Whose.
+        resource: u32,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// Guest pages lie in too many places.
+    #[error(
+        "guest pages in {pieces} pieces, {limit} are the limit: larger pages in the guest help"
+    )]
+    Fragmented {
+        /// Runs of pages.
+        pieces: usize,
+        /// Past which it is refused.
+        limit: usize,
+    },
+    /// The memory was created without SHAREABLE.
+    #[error("the memory was created without SHAREABLE")]
+    NotShareable,
+    /// Nothing is shared under this UUID.
+    #[error("nothing is shared under the UUID {0}")]
+    UnknownUuid(Uuid),
     /// The host cannot park more bytes, or make the file for it.
     #[error("the host cannot keep the bytes outside the window: {0}")]
     Parking(String),
@@ -173,6 +204,11 @@ impl Error {
                 level: Level::Device,
                 ..
             }) => Status::DeviceQuotaExceeded,
+            Error::NoBacking => Status::NoBacking,
+            Error::HasBacking(_) | Error::Backing { .. } => Status::InvalidArgument,
+            Error::Fragmented { .. } => Status::TooManyObjects,
+            Error::NotShareable => Status::NotShareable,
+            Error::UnknownUuid(_) => Status::UnknownUuid,
             Error::Parking(_) | Error::GpuTimeout(_) => Status::OutOfHostMemory,
             Error::Provider(error) => provider_status(error),
         }

@@ -53,11 +53,8 @@ pub enum ConfigError {
     LimitTooSmall(u64, u64),
 }
 
-/// Requests that reach beyond one context.
-const SHARING: u64 = request_bit::IMPORT
-    | request_bit::IMPORT_RESOURCE
-    | request_bit::SHARE
-    | request_bit::PUBLISH
+/// Requests that need an export socket.
+const EXPORTING: u64 = request_bit::PUBLISH
     | request_bit::WITHDRAW
     | request_bit::PRESENT
     | request_bit::WAIT_RELEASED;
@@ -130,7 +127,7 @@ fn capset(description: &Description, config: &Config) -> Capset {
         .min(config.window_size);
     Capset {
         offer: Offer {
-            requests: Request::ALL & !SHARING,
+            requests: Request::ALL & !EXPORTING,
             ..Offer::EVERYTHING
         },
         window_mode: WindowMode::Premapped,

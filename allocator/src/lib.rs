@@ -25,6 +25,9 @@ mod work;
 
 pub use context::MAX_CONTEXTS;
 pub use error::Error;
-pub use guest::{BlobSpec, Guest, MAX_RESOURCES, Mapped, Waker};
+pub use guest::{
+    BlobSpec, Fence, Guest, MAX_GUEST_PIECES, MAX_PIECES, MAX_RESOURCES, MAX_TRANSFER_ROWS, Mapped,
+    Transfer, Waker,
+};
 pub use host::{Config, ConfigError, Host, MAX_CONTEXT_OBJECTS};
 pub use work::GPU_TIMEOUT;

@@ -22,6 +22,8 @@ pub(crate) enum Pending {
     Work,
     /// An attachment or an allocation of device memory: undone where it fails.
     Attach(MemoryKey, AttachmentId),
+    /// A memory's pages, made known: told again where it fails.
+    AddPages(MemoryKey),
     /// An attachment that was let go of.
     Release,
     /// The memory that dies when the GPU has let go of it.

@@ -9,7 +9,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use thiserror::Error;
 
 use crate::cli::{Serve, TransportKind};
-use crate::gpu::Gpu;
+use crate::gpu::{BlobMem, Gpu};
 use crate::shutdown::Shutdown;
 use crate::transport::{self, SocketError, TransportError};
 
@@ -85,7 +85,7 @@ fn serve_vmm(
     shutdown: &Shutdown,
 ) -> Result<(), DaemonError> {
     let (listener, _file) = bind(path)?;
-    let new_gpu = |waker| Gpu::new(host, flags.capset_id, waker);
+    let new_gpu = |waker| Gpu::new(host, flags.capset_id, BlobMem::all(), waker);
     match flags.transport {
         TransportKind::VfioUser => transport::vfio_user::serve(&listener, new_gpu, shutdown)?,
         TransportKind::VhostUser => transport::vhost_user::serve(&listener, new_gpu, shutdown)?,

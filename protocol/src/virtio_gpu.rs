@@ -150,6 +150,15 @@ wire! {
     }
     /// `virtio_gpu_mem_entry`.
     MemEntry: 16 { addr: U64, length: U32, padding: U32, }
+    /// `virtio_gpu_resource_attach_backing` before its entries.
+    ResourceAttachBacking: 8 { resource_id: U32, nr_entries: U32, }
+    /// `virtio_gpu_transfer_host_3d`. Of a blob, which has no format, `x` and `w` are bytes.
+    TransferHost3d: 48 {
+        x: U32, y: U32, z: U32, w: U32, h: U32, d: U32, offset: U64, resource_id: U32, level: U32, stride: U32,
+        layer_stride: U32,
+    }
+    /// `virtio_gpu_resp_resource_uuid` after its header.
+    ResourceUuid: 16 { uuid: [u8; 16], }
     /// `virtio_gpu_resource_map_blob`.
     ResourceMapBlob: 16 { resource_id: U32, padding: U32, offset: U64, }
     /// `virtio_gpu_resp_map_info` after its header.

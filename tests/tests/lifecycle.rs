@@ -8,6 +8,9 @@ use xtask::vm::{Transport, Vm};
 
 use crate::fixture::{self, Provider};
 
+/// Longest time for a boot on a busy host; it takes 4 to 6 s on an idle one.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(40);
+
 /// Resets in a row: 5, or what the environment says for a long run.
 fn resets() -> u32 {
     let text = std::env::var("HOSTBLOB_RESETS").unwrap_or_else(|_| "5".to_owned());
@@ -43,10 +46,12 @@ over_transport! { vhost_user VhostUser:
 }
 
 fn start(daemon: &Daemon, way: &str, boots: u32) -> Vm {
+    let timeout = BOOT_TIMEOUT * boots;
     let boots = boots.to_string();
     let program = fixture::guest_program("resets");
     let vm = Vm::builder(fixture::environment())
         .device(daemon)
+        .timeout(timeout)
         .program(program, [way, boots.as_str()]);
     vm.start().expect("the guest starts")
 }

@@ -11,16 +11,16 @@ use hostblob_protocol::{Envelope, Status};
 
 use super::{ContextRef, answers};
 use crate::Error;
-use crate::blob::{Binding, Home, Memory, MemoryKey};
+use crate::blob::{Binding, Home, Memory, MemoryKey, Name};
 use crate::guest::Guest;
 use crate::provider::{Placement, Request as Gpu};
 use crate::quota::Charge;
 use crate::work::Pending;
 
 /// What a request answers besides its status.
-type Details = [u64; 2];
+pub(crate) type Details = [u64; 2];
 
-const NOTHING: Details = [0; 2];
+pub(crate) const NOTHING: Details = [0; 2];
 
 impl Guest {
     /// Executes the bytes of a SUBMIT_3D of this context; GPU work goes to the timeline of `ring`.
@@ -80,18 +80,18 @@ impl Guest {
             Request::Fill(request) => self.fill(context, request),
             Request::Copy(request) => self.copy(context, request),
             Request::QueryBudget(request) => self.budget(context, request),
-            Request::Import(_)
-            | Request::ImportResource(_)
-            | Request::Share(_)
-            | Request::Publish(_)
+            Request::Import(request) => self.import(context, request),
+            Request::ImportResource(request) => self.import_resource(context, request),
+            Request::Share(request) => self.share(context, request),
+            Request::Publish(_)
             | Request::Withdraw(_)
             | Request::Present(_)
-            | Request::WaitReleased(_) => Err(Error::Unsupported("sharing")),
+            | Request::WaitReleased(_) => Err(Error::Unsupported("an export socket")),
         }
     }
 
     /// GPU work that was submitted since `before` belongs to the ring's timeline.
-    fn note_work(&mut self, context: u32, ring: u8, before: u64) {
+    pub(crate) fn note_work(&mut self, context: u32, ring: u8, before: u64) {
         let last = self.work.submitted();
         if last > before
             && let Some(context) = self.contexts.get_mut(&context)
@@ -168,7 +168,7 @@ impl Guest {
             .memories
             .get(&key)
             .ok_or(Error::UnknownResource(request.resource_id))?;
-        if memory.client_id != 0 || !answers::initialise(memory) {
+        if !memory.names.is_empty() || !answers::initialise(memory) {
             return Err(Error::NotMappable(
                 "an answers ring is a mapped blob of blob_id 0",
             ));
@@ -190,7 +190,12 @@ impl Guest {
         let device = self.placement(memory_type) == Placement::Device;
         let key = self.insert_memory(Memory {
             context: owner,
-            client_id: request.client_id,
+            names: vec![Name {
+                context: owner,
+                client_id: request.client_id,
+                imported: false,
+            }],
+            uuid: None,
             size: request.size,
             memory_type,
             flags: request.flags,
@@ -202,7 +207,7 @@ impl Guest {
             attachment: None,
             released_at: 0,
             home: if device { Home::Device } else { Home::Nowhere },
-            _charge: charge,
+            _charge: Some(charge),
         });
         if let Some(context) = self.contexts.get_mut(&context) {
             context.names.insert(request.client_id, key);
@@ -326,12 +331,10 @@ impl Guest {
 
     fn free(&mut self, context: u32, request: &Free) -> Result<Details, Error> {
         let key = self.named(context, request.client_id)?;
-        if let Some(context) = self.contexts.get_mut(&context) {
-            context.names.remove(&request.client_id);
-        }
-        let memory = self.memory_mut(key, request.client_id)?;
-        memory.client_id = 0;
-        if !matches!(memory.binding, Binding::Bound(_)) {
+        let me = self.context(context)?.me;
+        self.forget_name(key, me, request.client_id);
+        let memory = self.memory(key, request.client_id)?;
+        if memory.names.is_empty() && !matches!(memory.binding, Binding::Bound(_)) {
             self.retire(key);
         }
         Ok(NOTHING)
@@ -438,7 +441,7 @@ impl Guest {
         Ok([budget, quota.used()])
     }
 
-    fn named(&self, context: u32, client_id: u64) -> Result<MemoryKey, Error> {
+    pub(crate) fn named(&self, context: u32, client_id: u64) -> Result<MemoryKey, Error> {
         let context = self.context(context)?;
         context
             .names
@@ -447,13 +450,17 @@ impl Guest {
             .ok_or(Error::UnknownClientId(client_id))
     }
 
-    fn memory(&self, key: MemoryKey, client_id: u64) -> Result<&Memory, Error> {
+    pub(crate) fn memory(&self, key: MemoryKey, client_id: u64) -> Result<&Memory, Error> {
         self.memories
             .get(&key)
             .ok_or(Error::UnknownClientId(client_id))
     }
 
-    fn memory_mut(&mut self, key: MemoryKey, client_id: u64) -> Result<&mut Memory, Error> {
+    pub(crate) fn memory_mut(
+        &mut self,
+        key: MemoryKey,
+        client_id: u64,
+    ) -> Result<&mut Memory, Error> {
         self.memories
             .get_mut(&key)
             .ok_or(Error::UnknownClientId(client_id))

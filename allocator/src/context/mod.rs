@@ -3,7 +3,7 @@
 pub(crate) mod answers;
 mod execute;
 
-pub(crate) use execute::map_info;
+pub(crate) use execute::{Details, map_info};
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -23,6 +23,11 @@ pub(crate) struct ContextRef {
     pub(crate) serial: u64,
 }
 
+impl ContextRef {
+    /// No context: guest pages belong to the guest as a whole.
+    pub(crate) const NOBODY: Self = Self { id: 0, serial: 0 };
+}
+
 /// A virtio-gpu context of our capset.
 #[derive(Debug)]
 pub(crate) struct Context {
@@ -32,7 +37,7 @@ pub(crate) struct Context {
     pub(crate) name: String,
     /// Memories by client id.
     pub(crate) names: HashMap<u64, MemoryKey>,
-    /// Memories, named or not, that are charged to the context.
+    /// Memories, named or not, that are charged to the context, and its names for those of others.
     pub(crate) objects: u32,
     pub(crate) quota: Arc<Quota>,
     /// The memory that holds the answers ring, and what guest and host agreed on.

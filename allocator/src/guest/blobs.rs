@@ -5,11 +5,11 @@
 use hostblob_protocol::request::CreateFlags;
 use hostblob_protocol::virtio_gpu::{blob_flag, blob_mem};
 
-use super::Guest;
+use super::{Fence, Guest};
 use crate::Error;
 use crate::blob::{Binding, Blob, Home, Memory, MemoryKey};
-use crate::context::map_info;
-use crate::provider::Placement;
+use crate::context::{ContextRef, map_info};
+use crate::provider::{Piece, Placement};
 use crate::window::Span;
 
 /// Resources that one guest may have: bounds the table that a guest can grow.
@@ -30,6 +30,18 @@ pub struct BlobSpec {
     pub size: u64,
 }
 
+impl BlobSpec {
+    /// What the blob's flags say of sharing.
+    pub(super) fn shareable(&self) -> CreateFlags {
+        let shareable = blob_flag::USE_SHAREABLE | blob_flag::USE_CROSS_DEVICE;
+        if self.blob_flags & shareable == 0 {
+            CreateFlags::empty()
+        } else {
+            CreateFlags::SHAREABLE
+        }
+    }
+}
+
 /// Where a blob was mapped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mapped {
@@ -43,17 +55,25 @@ const KNOWN_FLAGS: u32 =
     blob_flag::USE_MAPPABLE | blob_flag::USE_SHAREABLE | blob_flag::USE_CROSS_DEVICE;
 
 impl Guest {
-    /// RESOURCE_CREATE_BLOB.
-    pub fn create_blob(&mut self, context: u32, spec: &BlobSpec) -> Result<(), Error> {
-        let me = self.context(context)?.me;
+    /// RESOURCE_CREATE_BLOB. `backing` are the guest's pages, where the command brings some: whole pages, as many as the blob has.
+    ///
+    /// A blob of guest pages needs no context: Linux creates it without.
+    pub fn create_blob(
+        &mut self,
+        context: u32,
+        spec: &BlobSpec,
+        backing: Option<Vec<Piece>>,
+    ) -> Result<(), Error> {
+        let me = match self.context(context) {
+            Ok(context) => context.me,
+            Err(_) if context == 0 && spec.blob_mem == blob_mem::GUEST => ContextRef::NOBODY,
+            Err(error) => return Err(error),
+        };
         if spec.resource_id == 0 || self.blobs.contains_key(&spec.resource_id) {
             return Err(Error::ResourceIdTaken(spec.resource_id));
         }
         if self.blobs.len() >= MAX_RESOURCES {
             return Err(Error::TooManyObjects(MAX_RESOURCES as u64));
-        }
-        if spec.blob_mem != blob_mem::HOST3D {
-            return Err(Error::Unsupported("a blob_mem other than HOST3D"));
         }
         if spec.blob_flags & !KNOWN_FLAGS != 0 {
             return Err(Error::Argument {
@@ -63,16 +83,47 @@ impl Guest {
             });
         }
         self.check_size(spec.size)?;
-        let mappable = spec.blob_flags & blob_flag::USE_MAPPABLE != 0;
-        let key = if spec.blob_id == 0 {
-            self.plain_memory(context, spec)?
-        } else {
-            self.bind_memory(context, spec)?
+        let has_pages = match spec.blob_mem {
+            blob_mem::HOST3D => false,
+            blob_mem::GUEST | blob_mem::HOST3D_GUEST => true,
+            _ => return Err(Error::Unsupported("this blob_mem")),
+        };
+        // Nothing is changed before everything is checked: the pages before the memory that they go with.
+        let guest_type = self.plain_type()?;
+        let pages = match backing {
+            None => None,
+            Some(_) if !has_pages => {
+                return Err(Error::Backing {
+                    resource: spec.resource_id,
+                    reason: "HOST3D blobs have no guest pages",
+                });
+            }
+            Some(pieces) => Some(self.pages(spec.resource_id, spec.size, pieces)?),
+        };
+        let (memory, shadow) = match spec.blob_mem {
+            blob_mem::GUEST if spec.blob_id != 0 => {
+                return Err(Error::Argument {
+                    field: "blob_id",
+                    value: spec.blob_id,
+                    expected: "0: a blob of guest pages has no client id",
+                });
+            }
+            blob_mem::GUEST => (self.guest_memory(spec, guest_type, pages), None),
+            _ => {
+                let memory = if spec.blob_id == 0 {
+                    self.plain_memory(context, spec)?
+                } else {
+                    self.bind_memory(context, spec)?
+                };
+                let shadow = has_pages.then(|| self.guest_memory(spec, guest_type, pages));
+                (memory, shadow)
+            }
         };
         let blob = Blob {
             context: me,
-            memory: Some(key),
-            mappable,
+            memory: Some(memory),
+            shadow,
+            mappable: spec.blob_flags & blob_flag::USE_MAPPABLE != 0,
             mapped: false,
             attached: Vec::new(),
         };
@@ -82,25 +133,30 @@ impl Guest {
 
     /// Memory for a blob without args: any type that a guest can map.
     fn plain_memory(&mut self, context: u32, spec: &BlobSpec) -> Result<MemoryKey, Error> {
-        let memory_type = self
-            .host
-            .capset
-            .find_type(hostblob_capset::MEMORY_PROPERTY_HOST_VISIBLE)
-            .ok_or(Error::NoMemoryType("HOST_VISIBLE".into()))?;
+        let memory_type = self.plain_type()?;
         let charge = self.charge(context, spec.size)?;
         let owner = self.context(context)?.me;
         Ok(self.insert_memory(Memory {
             context: owner,
-            client_id: 0,
+            names: Vec::new(),
+            uuid: None,
             size: spec.size,
             memory_type,
-            flags: CreateFlags::HOST_VISIBLE | CreateFlags::SHAREABLE,
+            flags: CreateFlags::HOST_VISIBLE | spec.shareable(),
             binding: Binding::Bound(spec.resource_id),
             attachment: None,
             released_at: 0,
             home: Home::Nowhere,
-            _charge: charge,
+            _charge: Some(charge),
         }))
+    }
+
+    /// The type of memory that nobody chose one for.
+    pub(super) fn plain_type(&self) -> Result<u32, Error> {
+        self.host
+            .capset
+            .find_type(hostblob_capset::MEMORY_PROPERTY_HOST_VISIBLE)
+            .ok_or(Error::NoMemoryType("HOST_VISIBLE".into()))
     }
 
     /// The memory that an earlier CREATE made for this blob.
@@ -123,11 +179,9 @@ impl Guest {
                 memory: memory.size,
             });
         }
-        let agrees =
-            |flag, blob_flags| memory.flags.contains(flag) == (spec.blob_flags & blob_flags != 0);
-        let shareable = blob_flag::USE_SHAREABLE | blob_flag::USE_CROSS_DEVICE;
-        if !agrees(CreateFlags::HOST_VISIBLE, blob_flag::USE_MAPPABLE)
-            || !agrees(CreateFlags::SHAREABLE, shareable)
+        let mappable = spec.blob_flags & blob_flag::USE_MAPPABLE != 0;
+        if memory.flags.contains(CreateFlags::HOST_VISIBLE) != mappable
+            || memory.flags & CreateFlags::SHAREABLE != spec.shareable()
         {
             return Err(Error::Flags {
                 blob: spec.blob_flags,
@@ -155,6 +209,9 @@ impl Guest {
             .memories
             .get(&key)
             .ok_or(Error::Orphaned(resource_id))?;
+        if memory.is_guest_backed() {
+            return Err(Error::NotMappable("its bytes are pages of the guest"));
+        }
         let memory_type = memory.memory_type;
         if self.placement(memory_type) != Placement::Window {
             return Err(Error::NotMappable("its memory type is not host-visible"));
@@ -190,20 +247,35 @@ impl Guest {
         Ok(())
     }
 
-    /// RESOURCE_UNREF: ends the resource, mapped or not, and the memory with it unless that has a life of its own.
-    pub fn unref(&mut self, resource_id: u32) -> Result<(), Error> {
+    /// RESOURCE_UNREF: ends the resource, mapped or not, and the memory with it unless that has a name of its own.
+    ///
+    /// Done when the fence is reached: until then somebody may use pages that are the guest's.
+    pub fn unref(&mut self, resource_id: u32) -> Result<Fence, Error> {
         let blob = self
             .blobs
             .remove(&resource_id)
             .ok_or(Error::UnknownResource(resource_id))?;
-        let Some(key) = blob.memory else {
-            return Ok(());
-        };
-        match self.memories.get_mut(&key) {
-            Some(memory) if memory.outlives_blob() => memory.binding = Binding::Unbound,
-            _ => self.retire(key),
+        let mut fence = Fence::default();
+        if let Some(shadow) = blob.shadow {
+            fence.join(self.release_pages(shadow));
+            self.retire(shadow);
         }
-        Ok(())
+        let Some(key) = blob.memory else {
+            return Ok(fence);
+        };
+        fence.join(self.release_pages(key));
+        let Some(memory) = self.memories.get_mut(&key) else {
+            return Ok(fence);
+        };
+        memory.binding = Binding::Unbound;
+        if let Some(name) = memory.name_of_blob() {
+            self.forget_name(key, name.context, name.client_id);
+        }
+        let names = self.memories.get(&key).map(|memory| memory.names.len());
+        if names == Some(0) {
+            self.retire(key);
+        }
+        Ok(fence)
     }
 
     /// CTX_ATTACH_RESOURCE.

@@ -4,21 +4,32 @@
 //! |---|---|
 //! | `mod.rs` | contexts, fences, reset, what happens when GPU work is done |
 //! | `blobs.rs` | the blob commands of virtio-gpu |
+//! | `backing.rs` | blobs in the guest's own pages, and transfers |
+//! | `sharing.rs` | names beyond one context |
+//! | `fence.rs` | when something is over |
 //! | `residence.rs` | where bytes live: placing, parking, attaching the GPU, letting go |
 //! | `../context/execute.rs` | the requests of our own protocol |
 
+mod backing;
 mod blobs;
+mod fence;
 mod residence;
+mod sharing;
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
+pub use backing::{MAX_GUEST_PIECES, MAX_PIECES, MAX_TRANSFER_ROWS, Transfer};
 pub use blobs::{BlobSpec, MAX_RESOURCES, Mapped};
+pub use fence::Fence;
+
+use uuid::Uuid;
 
 use crate::Error;
-use crate::blob::{Blob, Memory, MemoryKey};
+use crate::blob::{Binding, Blob, Home, Memory, MemoryKey};
 use crate::context::answers::DeferredAnswers;
 use crate::context::{Context, ContextRef, MAX_CONTEXTS};
 use crate::host::Host;
@@ -41,6 +52,10 @@ pub struct Guest {
     pub(crate) contexts: HashMap<u32, Context>,
     pub(crate) blobs: HashMap<u32, Blob>,
     pub(crate) memories: HashMap<MemoryKey, Memory>,
+    /// What is shared, and under which name.
+    uuids: HashMap<Uuid, MemoryKey>,
+    /// Pieces of guest pages that blobs have, all together.
+    pieces: Arc<AtomicUsize>,
     pub(crate) deferred: DeferredAnswers,
     /// Before the files it is attached to: fields drop in order, and its drop ends the GPU's use of them.
     pub(crate) work: Work,
@@ -48,6 +63,8 @@ pub struct Guest {
     window: Window,
     next_key: MemoryKey,
     next_serial: u64,
+    /// The last file that the provider was told of.
+    next_file: u64,
 }
 
 impl std::fmt::Debug for Guest {
@@ -75,12 +92,15 @@ impl Guest {
             contexts: HashMap::new(),
             blobs: HashMap::new(),
             memories: HashMap::new(),
+            uuids: HashMap::new(),
+            pieces: Arc::default(),
             deferred: DeferredAnswers::default(),
             work,
             parking: None,
             window,
             next_key: 0,
             next_serial: 0,
+            next_file: PARKING_FILE.0,
         })
     }
 
@@ -134,23 +154,23 @@ impl Guest {
         }
         let (blobs, contexts) = (&mut self.blobs, &self.contexts);
         let mut dead = Vec::new();
-        for (&key, memory) in self
-            .memories
-            .iter_mut()
-            .filter(|(_, memory)| memory.context == context.me)
-        {
+        for (&key, memory) in &mut self.memories {
+            let owned = memory.context == context.me;
+            let names = memory.names.len();
+            memory.names.retain(|name| name.context != context.me);
+            if !owned && memory.names.len() == names || !memory.names.is_empty() {
+                continue;
+            }
             let blob = match memory.binding {
-                crate::blob::Binding::Bound(resource) => blobs.get_mut(&resource),
+                Binding::Bound(resource) => blobs.get_mut(&resource),
                 _ => None,
             };
-            memory.client_id = 0;
+            let attached_elsewhere =
+                |blob: &Blob| blob.attached.iter().any(|id| contexts.contains_key(id));
             match blob {
-                Some(blob)
-                    if blob.mapped
-                        || blob
-                            .attached
-                            .iter()
-                            .any(|other| contexts.contains_key(other)) => {}
+                // The blob of another context, or of the guest as a whole.
+                Some(_) if !owned => {}
+                Some(blob) if blob.mapped || attached_elsewhere(blob) => {}
                 Some(blob) => {
                     blob.memory = None;
                     dead.push(key);
@@ -196,26 +216,6 @@ impl Guest {
         self.blobs.contains_key(&id)
     }
 
-    /// The point in time at which a fence made now is signalled: `ring` of the context, all of its rings, or, for context 0,
-    /// all work of the guest. 0 means at once.
-    pub fn fence(&self, context: u32, ring: Option<u8>) -> u64 {
-        if context == 0 {
-            return self.work.submitted();
-        }
-        let Some(context) = self.contexts.get(&context) else {
-            return 0;
-        };
-        match ring {
-            Some(ring) => context.last_work.get(&ring).copied().unwrap_or(0),
-            None => context.last_work.values().copied().max().unwrap_or(0),
-        }
-    }
-
-    /// Whether that point has been reached, as far as [`Guest::process_completions`] has looked.
-    pub fn reached(&self, point: u64) -> bool {
-        self.work.reached(point)
-    }
-
     /// Looks at finished work: writes answers, lets go of what the GPU no longer uses.
     pub fn process_completions(&mut self) {
         while let Some(done) = self.work.next_done() {
@@ -251,7 +251,8 @@ impl Guest {
             Pending::Attach(key, attachment) if result.is_err() => {
                 self.undo_attach(key, attachment)
             }
-            Pending::Attach(..) | Pending::Work | Pending::Release => {}
+            Pending::AddPages(key) if result.is_err() => self.undo_add_pages(key),
+            Pending::Attach(..) | Pending::AddPages(_) | Pending::Work | Pending::Release => {}
             Pending::Retire(memory) => drop(memory),
         }
         while let Some(due) = self.deferred.next_due(|point| self.work.reached(point)) {
@@ -264,6 +265,14 @@ impl Guest {
             && memory.attachment == Some(attachment)
         {
             memory.attachment = None;
+        }
+    }
+
+    fn undo_add_pages(&mut self, key: MemoryKey) {
+        if let Some(memory) = self.memories.get_mut(&key)
+            && let Home::Pages(pages) = &mut memory.home
+        {
+            pages.known = false;
         }
     }
 

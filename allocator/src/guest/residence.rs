@@ -27,7 +27,7 @@ impl Guest {
         };
         let file = self.window.file();
         match &memory.home {
-            Home::Nowhere | Home::Device => {}
+            Home::Nowhere | Home::Device | Home::Pages(_) | Home::Unbacked => {}
             Home::Window(old) => file.copy_within(span, old.span()),
             Home::Parked(spot) => file.copy_from(span, spot.file(), spot.span()),
         }
@@ -125,10 +125,21 @@ impl Guest {
                 memory.home = Home::Parked(spot);
             }
         }
-        let memory = self.memories.get(&key).ok_or(gone)?;
-        let (file, span) = match &memory.home {
-            Home::Window(lease) => (WINDOW_FILE, lease.span()),
-            Home::Parked(spot) => (PARKING_FILE, spot.span()),
+        let memory = self.memories.get_mut(&key).ok_or(gone)?;
+        let (length, memory_type) = (memory.size, memory.memory_type);
+        let (file, offset) = match &mut memory.home {
+            Home::Window(lease) => (WINDOW_FILE, lease.span().start()),
+            Home::Parked(spot) => (PARKING_FILE, spot.span().start()),
+            Home::Pages(pages) => {
+                let file = pages.file;
+                if !std::mem::replace(&mut pages.known, true) {
+                    let pieces = pages.pieces.clone();
+                    let add = Request::AddPieces { file, pieces };
+                    self.work.submit(add, Pending::AddPages(key));
+                }
+                (file, 0)
+            }
+            Home::Unbacked => return Err(Error::NoBacking),
             Home::Nowhere | Home::Device => {
                 return Err(Error::NotMappable(
                     "its device memory could not be allocated",
@@ -139,9 +150,9 @@ impl Guest {
         let request = Request::Attach {
             attachment,
             file,
-            offset: span.start(),
-            length: span.len(),
-            memory_type: memory.memory_type,
+            offset,
+            length,
+            memory_type,
         };
         self.work.submit(request, Pending::Attach(key, attachment));
         self.set_attachment(key, Some(attachment));
@@ -164,14 +175,18 @@ impl Guest {
 
     /// Ends a memory: at once, or when the GPU has let go of it.
     pub(crate) fn retire(&mut self, key: MemoryKey) {
+        self.release_pages(key);
         let Some(mut memory) = self.memories.remove(&key) else {
             return;
         };
+        for name in std::mem::take(&mut memory.names) {
+            self.forget(&name);
+        }
+        if let Some(uuid) = memory.uuid {
+            self.uuids.remove(&uuid);
+        }
         if let Some(context) = self.owner_mut(memory.context) {
             context.objects = context.objects.saturating_sub(1);
-            if context.names.get(&memory.client_id) == Some(&key) {
-                context.names.remove(&memory.client_id);
-            }
         }
         if let Some(attachment) = memory.attachment.take() {
             self.work.submit(

@@ -93,7 +93,7 @@ impl Fixture {
             blob_id,
             size,
         };
-        self.guest.create_blob(context, &spec)
+        self.guest.create_blob(context, &spec, None)
     }
 
     /// Submits one request, waits for its answer.
@@ -329,22 +329,25 @@ fn a_blob_must_agree_with_its_memory() {
             ..good
         },
     ] {
-        assert!(fixture.guest.create_blob(1, &bad).is_err(), "{bad:?}");
+        assert!(fixture.guest.create_blob(1, &bad, None).is_err(), "{bad:?}");
         assert!(bad.resource_id == RING || !fixture.guest.has_resource(bad.resource_id));
     }
     fixture.guest.create_context(2, "other").unwrap();
-    let elsewhere = fixture.guest.create_blob(2, &good);
+    let elsewhere = fixture.guest.create_blob(2, &good, None);
     assert_eq!(
         elsewhere,
         Err(Error::UnknownClientId(9)),
         "another context's memory"
     );
-    fixture.guest.create_blob(1, &good).unwrap();
+    fixture.guest.create_blob(1, &good, None).unwrap();
     let twice = BlobSpec {
         resource_id: 5,
         ..good
     };
-    assert_eq!(fixture.guest.create_blob(1, &twice), Err(Error::Bound(9)));
+    assert_eq!(
+        fixture.guest.create_blob(1, &twice, None),
+        Err(Error::Bound(9))
+    );
 }
 
 #[test]
@@ -509,7 +512,7 @@ fn a_fence_and_an_answer_wait_for_the_gpu() {
     fixture.allocate(1, 1, 1, 0, 4);
     assert_eq!(
         fixture.guest.fence(1, Some(0)),
-        0,
+        Fence::default(),
         "nothing was given to the GPU"
     );
     fixture
@@ -524,17 +527,22 @@ fn a_fence_and_an_answer_wait_for_the_gpu() {
             value: 1,
         },
     );
-    let point = fixture.guest.fence(1, Some(0));
-    assert_eq!(fixture.guest.fence(1, Some(1)), 0, "another ring");
+    let fence = fixture.guest.fence(1, Some(0));
+    let other_ring = fixture.guest.fence(1, Some(1));
+    assert_eq!(other_ring, Fence::default());
     assert_eq!(
         (fixture.guest.fence(1, None), fixture.guest.fence(0, None)),
-        (point, point)
+        (fence.clone(), fence.clone())
     );
     fixture.guest.process_completions();
-    assert!(!fixture.guest.reached(point));
+    assert!(!fixture.guest.reached(&fence));
     assert_eq!(fixture.peek(1, sequence), None);
     fixture.fake.release_all();
-    fixture.guest.wait_for(point).unwrap();
+    fixture
+        .guest
+        .wait_for(fixture.guest.work.submitted())
+        .unwrap();
+    assert!(fixture.guest.reached(&fence));
     assert_eq!(fixture.peek(1, sequence).unwrap().status, Status::Ok);
 }
 

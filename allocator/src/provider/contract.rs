@@ -1,5 +1,6 @@
 //! What every provider must do, as tests that each provider runs (`vulkan::tests`, and below for the others).
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,7 +12,7 @@ use super::fake::{FakeProvider, Seen};
 use super::mapping::sealed_memfd;
 use super::system::SystemProvider;
 use super::{
-    AttachmentId, Completion, FileId, Placement, Provider, ProviderError, Request, Session,
+    AttachmentId, Completion, FileId, Piece, Placement, Provider, ProviderError, Request, Session,
     property,
 };
 
@@ -190,6 +191,7 @@ pub(crate) fn suite(provider: &dyn Provider) {
     sessions_are_independent(provider);
     dropped_with_work_in_flight(provider);
     a_file_outlives_its_descriptor(provider);
+    pieces_are_one_range(provider);
 }
 
 fn description_makes_sense(provider: &dyn Provider) {
@@ -572,6 +574,55 @@ fn a_file_outlives_its_descriptor(provider: &dyn Provider) {
     let mut bytes = [0; 12];
     rustix::io::pread(&reader, &mut bytes[..], 0).unwrap();
     assert_eq!(bytes, [0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4]);
+}
+
+/// Guest pages: pieces of two files in disorder are one attachment, which outlives the file's name.
+fn pieces_are_one_range(provider: &dyn Provider) {
+    let mut guest = Guest::new(provider, MIB);
+    let grain = guest.grain;
+    let make = || Arc::new(File::from(sealed_memfd("pages", 3 * grain).unwrap()));
+    let (one, other) = (make(), make());
+    let piece = |file: &Arc<File>, at: u64| Piece {
+        file: Arc::clone(file),
+        offset: at * grain,
+        length: grain,
+    };
+    let file = FileId(7);
+    guest.invalid(Request::RemoveFile { file });
+    guest.ok(Request::AddPieces {
+        file,
+        pieces: vec![piece(&one, 2), piece(&other, 0), piece(&one, 0)],
+    });
+    let (pages, request) = guest.attach_request(0, 3 * grain);
+    let Request::Attach { memory_type, .. } = request else {
+        panic!("an attach");
+    };
+    let attach = |attachment| Request::Attach {
+        attachment,
+        file,
+        offset: 0,
+        length: 3 * grain,
+        memory_type,
+    };
+    guest.ok(attach(pages));
+    guest.ok(Request::RemoveFile { file });
+    let (late, _) = guest.attach_request(0, grain);
+    guest.invalid(attach(late));
+
+    guest.ok(fill(pages, grain - 4, 8, 0x0403_0201));
+    let read = |file: &File, at| {
+        let mut bytes = [0; 4];
+        rustix::io::pread(file, &mut bytes[..], at).unwrap();
+        bytes
+    };
+    assert_eq!(read(&one, 3 * grain - 4), [1, 2, 3, 4]);
+    assert_eq!(read(&other, 0), [1, 2, 3, 4]);
+    assert_eq!(read(&one, 2 * grain), [0; 4]);
+    rustix::io::pwrite(&one, &[7, 8, 9, 10], 0).unwrap();
+    let w = guest.attach(0, grain);
+    guest.ok(copy((pages, 2 * grain), (w, 0), 4));
+    assert_eq!(guest.read(0, 4), [7, 8, 9, 10]);
+    guest.ok(Request::Release { attachment: pages });
 }
 
 #[test]

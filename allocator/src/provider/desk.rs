@@ -213,6 +213,10 @@ impl<G: Gpu> Desk<G> {
                 descriptor,
                 length,
             } => table.add_file(file, descriptor, length).map(|()| Done::Now),
+            Request::AddPieces { file, pieces } => {
+                table.add_pieces(file, pieces).map(|()| Done::Now)
+            }
+            Request::RemoveFile { file } => table.remove_file(file).map(|()| Done::Now),
             Request::Attach {
                 attachment,
                 file,

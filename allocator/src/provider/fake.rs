@@ -32,6 +32,10 @@ const REFUSED: Request = Request::Fill {
 pub enum Seen {
     /// [`Request::AddFile`].
     AddFile { file: FileId, length: u64 },
+    /// [`Request::AddPieces`], with their lengths.
+    AddPieces { file: FileId, lengths: Vec<u64> },
+    /// [`Request::RemoveFile`].
+    RemoveFile { file: FileId },
     /// [`Request::Attach`].
     Attach {
         attachment: AttachmentId,
@@ -69,6 +73,11 @@ impl From<&Request> for Seen {
     fn from(request: &Request) -> Self {
         match *request {
             Request::AddFile { file, length, .. } => Self::AddFile { file, length },
+            Request::AddPieces { file, ref pieces } => Self::AddPieces {
+                file,
+                lengths: pieces.iter().map(|piece| piece.length).collect(),
+            },
+            Request::RemoveFile { file } => Self::RemoveFile { file },
             Request::Attach {
                 attachment,
                 file,

@@ -1,4 +1,5 @@
-//! Memory of this process that the provider itself maps: a window file, or private bytes of the system provider.
+//! Memory of this process that the provider itself maps: a window file, pieces of guest memory, or private bytes of the system
+//! provider.
 //!
 //! It is shared with a guest that writes whenever it likes. So nothing here makes a reference into it, nothing is
 //! read to decide anything, and the only accesses are bulk copies between raw pointers. Each range is checked
@@ -7,12 +8,13 @@
 use std::ffi::c_void;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
+use std::sync::Arc;
 
-use rustix::fs::SealFlags;
+use rustix::fs::{SealFlags, SeekFrom};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 
-use super::ProviderError;
+use super::{Piece, ProviderError};
 
 /// Bytes of the pattern block that a fill is made of: large enough that the loop costs nothing, small enough for the stack.
 const FILL_BLOCK: usize = 4096;
@@ -50,27 +52,45 @@ impl Mapping {
 
     /// Maps private bytes that read as zeros.
     pub(super) fn private(length: u64) -> Result<Self, ProviderError> {
+        Self::anonymous(length, ProtFlags::READ | ProtFlags::WRITE)
+    }
+
+    /// Maps pieces of files, shared, one after the other: `length` bytes in all.
+    fn stitched(pieces: &[Piece], length: u64) -> Result<Self, ProviderError> {
+        // What is not yet replaced, or could not be, is a place that nobody can touch.
+        let mapping = Self::anonymous(length, ProtFlags::empty())?;
+        let mut at = 0;
+        for piece in pieces {
+            let to = mapping.range(at, piece.length)?;
+            // SAFETY: `range` has checked that all of it lies in the mapping just made, which nobody else knows yet and which is
+            // unmapped, with whatever took its place, in `drop` only.
+            let placed = unsafe {
+                rustix::mm::mmap(
+                    to.as_ptr(),
+                    whole(piece.length)?,
+                    ProtFlags::READ | ProtFlags::WRITE,
+                    MapFlags::SHARED | MapFlags::FIXED,
+                    &piece.file,
+                    piece.offset,
+                )
+            };
+            placed.map_err(|error| refused(error, piece.length))?;
+            at += piece.length;
+        }
+        Ok(mapping)
+    }
+
+    fn anonymous(length: u64, access: ProtFlags) -> Result<Self, ProviderError> {
         let length = whole(length)?;
         // SAFETY: as in `shared`.
         let base = unsafe {
-            rustix::mm::mmap_anonymous(
-                ptr::null_mut(),
-                length,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::PRIVATE,
-            )
+            rustix::mm::mmap_anonymous(ptr::null_mut(), length, access, MapFlags::PRIVATE)
         };
         Self::from_base(base, length)
     }
 
     fn from_base(base: Result<*mut c_void, Errno>, length: usize) -> Result<Self, ProviderError> {
-        let base = base.map_err(|error| match error {
-            Errno::NOMEM | Errno::AGAIN => {
-                ProviderError::OutOfHostMemory(format!("mmap of {length} bytes: {error}"))
-            }
-            // A file that may not be written, say.
-            _ => ProviderError::Invalid(format!("mmap of {length} bytes: {error}")),
-        })?;
+        let base = base.map_err(|error| refused(error, length))?;
         let base = NonNull::new(base)
             .ok_or_else(|| ProviderError::OutOfHostMemory("mmap returned null".to_owned()))?;
         Ok(Self { base, length })
@@ -144,11 +164,11 @@ impl Drop for Mapping {
     }
 }
 
-/// A file that the caller registered: mapped whole and shared, and kept open for udmabuf.
+/// What the caller registered, a file or pieces of files: mapped as one range, shared, and kept open for udmabuf.
 #[derive(Debug)]
 pub(super) struct SharedFile {
     mapping: Mapping,
-    descriptor: OwnedFd,
+    pieces: Vec<Piece>,
     length: u64,
 }
 
@@ -158,20 +178,6 @@ impl SharedFile {
     /// It must be at least `length` long and sealed against shrinking: without the seal whoever else holds the
     /// descriptor could cut it short, and the next access here would be a SIGBUS (udmabuf asks for the same seal).
     pub(super) fn new(descriptor: OwnedFd, length: u64) -> Result<Self, ProviderError> {
-        let page = rustix::param::page_size() as u64;
-        if length == 0 || !length.is_multiple_of(page) {
-            return Err(ProviderError::Invalid(format!(
-                "file length {length} is not a multiple of the page size {page}"
-            )));
-        }
-        let stat = rustix::fs::fstat(&descriptor)
-            .map_err(|error| ProviderError::Invalid(format!("fstat of a file: {error}")))?;
-        if u64::try_from(stat.st_size).unwrap_or(0) < length {
-            return Err(ProviderError::Invalid(format!(
-                "file has {} bytes, {length} were announced",
-                stat.st_size
-            )));
-        }
         let seals = rustix::fs::fcntl_get_seals(&descriptor)
             .map_err(|error| ProviderError::Invalid(format!("file is not a memfd: {error}")))?;
         if !seals.contains(SealFlags::SHRINK) {
@@ -179,9 +185,31 @@ impl SharedFile {
                 "memfd is not sealed with F_SEAL_SHRINK".to_owned(),
             ));
         }
+        let piece = Piece {
+            file: Arc::new(descriptor.into()),
+            offset: 0,
+            length,
+        };
+        check_piece(&piece)?;
         Ok(Self {
-            mapping: Mapping::shared(descriptor.as_fd(), length)?,
-            descriptor,
+            mapping: Mapping::shared(piece.file.as_fd(), length)?,
+            pieces: vec![piece],
+            length,
+        })
+    }
+
+    /// Checks and maps pieces of files, one after the other.
+    pub(super) fn stitched(pieces: Vec<Piece>) -> Result<Self, ProviderError> {
+        let mut length = 0_u64;
+        for piece in &pieces {
+            check_piece(piece)?;
+            length = length
+                .checked_add(piece.length)
+                .ok_or_else(|| ProviderError::Invalid("more than 2^64 bytes".to_owned()))?;
+        }
+        Ok(Self {
+            mapping: Mapping::stitched(&pieces, length)?,
+            pieces,
             length,
         })
     }
@@ -191,15 +219,48 @@ impl SharedFile {
         &self.mapping
     }
 
-    /// The memfd.
-    pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
-        self.descriptor.as_fd()
+    /// The pieces that a range is made of.
+    pub(super) fn pieces(&self, offset: u64, length: u64) -> Vec<Piece> {
+        let end = offset.saturating_add(length);
+        let mut at = 0_u64;
+        let mut parts = Vec::new();
+        for piece in &self.pieces {
+            let (from, to) = (at.max(offset), at.saturating_add(piece.length).min(end));
+            if from < to {
+                parts.push(Piece {
+                    file: Arc::clone(&piece.file),
+                    offset: piece.offset.saturating_add(from - at),
+                    length: to - from,
+                });
+            }
+            at = at.saturating_add(piece.length);
+        }
+        parts
     }
 
     /// Bytes that may be attached.
     pub(super) fn length(&self) -> u64 {
         self.length
     }
+}
+
+/// Whole pages, that the file has. A dma-buf has no size but the one that its end tells.
+fn check_piece(piece: &Piece) -> Result<(), ProviderError> {
+    let Piece { offset, length, .. } = *piece;
+    let page = rustix::param::page_size() as u64;
+    if length == 0 || !length.is_multiple_of(page) || !offset.is_multiple_of(page) {
+        return Err(ProviderError::Invalid(format!(
+            "{length} bytes at {offset} of a file are not whole pages of {page}"
+        )));
+    }
+    let size = rustix::fs::seek(&piece.file, SeekFrom::End(0))
+        .map_err(|error| ProviderError::Invalid(format!("size of a file: {error}")))?;
+    if offset.checked_add(length).is_none_or(|end| end > size) {
+        return Err(ProviderError::Invalid(format!(
+            "file has {size} bytes, {length} at {offset} were announced"
+        )));
+    }
+    Ok(())
 }
 
 /// A memfd of `length` zero bytes, sealed against shrinking: what `AddFile` takes. For probes and tests.
@@ -210,6 +271,15 @@ pub(super) fn sealed_memfd(name: &str, length: u64) -> Result<OwnedFd, Errno> {
     rustix::fs::ftruncate(&descriptor, length)?;
     rustix::fs::fcntl_add_seals(&descriptor, SealFlags::SHRINK)?;
     Ok(descriptor)
+}
+
+fn refused(error: Errno, length: impl std::fmt::Display) -> ProviderError {
+    let text = format!("mmap of {length} bytes: {error}");
+    match error {
+        Errno::NOMEM | Errno::AGAIN => ProviderError::OutOfHostMemory(text),
+        // A file that may not be written, say.
+        _ => ProviderError::Invalid(text),
+    }
 }
 
 fn whole(length: u64) -> Result<usize, ProviderError> {
@@ -246,6 +316,41 @@ mod tests {
         assert_eq!(bytes, [0, 0, 0, 0, 1, 2, 3, 4, 0, 0, 0, 0, 0, 0, 0, 0]);
         rustix::io::pread(&reader, &mut bytes[..], PAGE).unwrap();
         assert_eq!(bytes, [0, 0, 1, 2, 3, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn pieces_are_one_range() {
+        let make = |value: u8| {
+            let file = std::fs::File::from(sealed_memfd("piece", 4 * PAGE).unwrap());
+            rustix::io::pwrite(&file, &[value; 16384], 0).unwrap();
+            Arc::new(file)
+        };
+        let (a, b) = (make(1), make(2));
+        let piece = |file: &Arc<std::fs::File>, page, pages| Piece {
+            file: Arc::clone(file),
+            offset: page * PAGE,
+            length: pages * PAGE,
+        };
+        let pieces = vec![piece(&a, 3, 1), piece(&b, 0, 2), piece(&a, 1, 1)];
+        let file = SharedFile::stitched(pieces).unwrap();
+        assert_eq!(file.length(), 4 * PAGE);
+        file.mapping().fill(PAGE - 4, 8, 0x0909_0909).unwrap();
+        let mut bytes = [0; 4];
+        rustix::io::pread(&*a, &mut bytes[..], 4 * PAGE - 4).unwrap();
+        assert_eq!(bytes, [9; 4]);
+        rustix::io::pread(&*b, &mut bytes[..], 0).unwrap();
+        assert_eq!(bytes, [9; 4]);
+        let parts = file.pieces(PAGE, 3 * PAGE);
+        let parts: Vec<_> = parts.iter().map(|p| (p.offset, p.length)).collect();
+        assert_eq!(parts, [(0, 2 * PAGE), (PAGE, PAGE)]);
+        for bad in [
+            piece(&a, 4, 1),
+            piece(&a, 0, 5),
+            piece(&a, u64::MAX / PAGE, 1),
+        ] {
+            assert!(SharedFile::stitched(vec![piece(&a, 0, 1), bad]).is_err());
+        }
+        assert!(SharedFile::stitched(Vec::new()).is_err());
     }
 
     #[test]

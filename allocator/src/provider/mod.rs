@@ -45,7 +45,9 @@ mod contract;
 #[cfg(test)]
 mod faults;
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use thiserror::Error;
 
@@ -66,9 +68,21 @@ pub mod property {
     pub const HEAP_DEVICE_LOCAL: u32 = 1;
 }
 
-/// A file registered with a provider session: the window, or the parking file.
+/// A file registered with a provider session: the window, the parking file, or pieces of the files of others. Never reused
+/// within a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct FileId(pub u32);
+pub struct FileId(pub u64);
+
+/// A range of somebody else's file: guest memory, or memory that a host process handed in.
+#[derive(Debug, Clone)]
+pub struct Piece {
+    /// What holds the bytes; open for reading and writing.
+    pub file: Arc<File>,
+    /// First byte in it: a multiple of the page size.
+    pub offset: u64,
+    /// Bytes: a multiple of the page size, not 0.
+    pub length: u64,
+}
 
 /// Bytes that the GPU can reach, named by the caller. Never reused within a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -88,6 +102,20 @@ pub enum Request {
         descriptor: OwnedFd,
         /// Bytes of the file that may be attached; a multiple of the page size.
         length: u64,
+    },
+    /// Makes pieces of files known under `file`, as if they were one, in the order given. Whoever owns the files does not shrink
+    /// them, or ends: an access past the end of a file is a SIGBUS. Nobody else is asked for seals here, because guest memory is the
+    /// VMM's, and a dma-buf has none.
+    AddPieces {
+        /// The name for later requests.
+        file: FileId,
+        /// Not empty.
+        pieces: Vec<Piece>,
+    },
+    /// Forgets a file. What is attached to it stays so until its `Release`.
+    RemoveFile {
+        /// What `AddFile` or `AddPieces` named.
+        file: FileId,
     },
     /// Attaches the GPU to a range of a file. `offset` and `length` are multiples of
     /// [`Description::attach_alignment`].

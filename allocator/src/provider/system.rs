@@ -190,6 +190,8 @@ impl Worker {
                 descriptor,
                 length,
             } => self.table.add_file(file, descriptor, length),
+            Request::AddPieces { file, pieces } => self.table.add_pieces(file, pieces),
+            Request::RemoveFile { file } => self.table.remove_file(file),
             Request::Attach {
                 attachment,
                 file,

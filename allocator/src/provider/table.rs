@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::mapping::SharedFile;
-use super::{AttachmentId, Description, FileId, Placement, ProviderError};
+use super::{AttachmentId, Description, FileId, Piece, Placement, ProviderError};
 
 /// Where the bytes of an attachment are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,12 +74,34 @@ impl<T> Table<T> {
         descriptor: OwnedFd,
         length: u64,
     ) -> Result<(), ProviderError> {
+        self.insert_file(file, || SharedFile::new(descriptor, length))
+    }
+
+    /// Registers pieces of files as one, mapping them.
+    pub(super) fn add_pieces(
+        &mut self,
+        file: FileId,
+        pieces: Vec<Piece>,
+    ) -> Result<(), ProviderError> {
+        self.insert_file(file, || SharedFile::stitched(pieces))
+    }
+
+    fn insert_file(
+        &mut self,
+        file: FileId,
+        make: impl FnOnce() -> Result<SharedFile, ProviderError>,
+    ) -> Result<(), ProviderError> {
         if self.files.contains_key(&file) {
             return Err(invalid(format!("file {} exists", file.0)));
         }
-        let shared = SharedFile::new(descriptor, length)?;
-        self.files.insert(file, Arc::new(shared));
+        self.files.insert(file, Arc::new(make()?));
         Ok(())
+    }
+
+    /// Forgets a file.
+    pub(super) fn remove_file(&mut self, file: FileId) -> Result<(), ProviderError> {
+        let removed = self.files.remove(&file).map(drop);
+        removed.ok_or_else(|| invalid(format!("file {} is unknown", file.0)))
     }
 
     /// Checks an attach; the file that it names.

@@ -1,14 +1,16 @@
-//! A dma-buf made of a range of a memfd, by the kernel's udmabuf driver.
+//! A dma-buf made of ranges of memfds, by the kernel's udmabuf driver.
 //!
-//! That is how GPUs get at window memory whose drivers refuse host pointers into shared files (amdgpu). The kernel
-//! pins the pages of the range as long as the dma-buf lives.
+//! That is how GPUs get at window memory whose drivers refuse host pointers into shared files (amdgpu), and how other processes get
+//! the pages of one blob and no other's. The kernel pins the pages as long as the dma-buf lives.
 
 use std::ffi::c_void;
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, opcode};
+
+use super::Piece;
 
 /// The device node.
 const PATH: &str = "/dev/udmabuf";
@@ -21,14 +23,14 @@ const FLAG_CLOEXEC: u32 = 1;
 
 /// An open /dev/udmabuf.
 #[derive(Debug)]
-pub(super) struct Udmabuf {
+pub(crate) struct Udmabuf {
     device: File,
     size_limit: u64,
 }
 
 impl Udmabuf {
     /// Opens the device; a line that says why not.
-    pub(super) fn open() -> Result<Self, String> {
+    pub(crate) fn open() -> Result<Self, String> {
         let device = File::options()
             .read(true)
             .write(true)
@@ -46,52 +48,51 @@ impl Udmabuf {
 
     /// The largest dma-buf that the kernel makes: the module parameter `size_limit_mb`, 64 MiB unless the host's
     /// administrator raises it.
-    pub(super) fn size_limit(&self) -> u64 {
+    pub(crate) fn size_limit(&self) -> u64 {
         self.size_limit
     }
 
-    /// Makes a dma-buf of a page-aligned range of a memfd that is sealed against shrinking.
-    pub(super) fn create(
-        &self,
-        memfd: BorrowedFd<'_>,
-        offset: u64,
-        size: u64,
-    ) -> Result<OwnedFd, Errno> {
-        let memfd = u32::try_from(memfd.as_raw_fd()).map_err(|_| Errno::BADF)?;
-        let create = Create {
-            memfd,
-            flags: FLAG_CLOEXEC,
-            offset,
-            size,
-        };
-        // SAFETY: `Create` is the structure and the number that this ioctl of this device takes (linux/udmabuf.h); the
-        // kernel checks all of its numbers.
-        unsafe { rustix::ioctl::ioctl(self.device.as_fd(), create) }
+    /// Makes a dma-buf of pieces of memfds, one after the other, that are sealed against shrinking and not against writing. At most
+    /// as many as the module parameter `list_limit` says, 1,024 unless the administrator raises it.
+    pub(crate) fn create(&self, pieces: &[Piece]) -> Result<OwnedFd, Errno> {
+        let mut list = Vec::with_capacity(HEADER_BYTES + pieces.len() * ITEM_BYTES);
+        list.extend_from_slice(&FLAG_CLOEXEC.to_ne_bytes());
+        let count = u32::try_from(pieces.len()).map_err(|_| Errno::INVAL)?;
+        list.extend_from_slice(&count.to_ne_bytes());
+        for piece in pieces {
+            let memfd = u32::try_from(piece.file.as_raw_fd()).map_err(|_| Errno::BADF)?;
+            list.extend_from_slice(&memfd.to_ne_bytes());
+            list.extend_from_slice(&[0; 4]);
+            list.extend_from_slice(&piece.offset.to_ne_bytes());
+            list.extend_from_slice(&piece.length.to_ne_bytes());
+        }
+        // SAFETY: the bytes are those of the structure that this ioctl of this device takes (linux/udmabuf.h), with as many items as
+        // its header says; the kernel checks all of its numbers.
+        unsafe { rustix::ioctl::ioctl(self.device.as_fd(), CreateList(list)) }
     }
 }
 
-/// `struct udmabuf_create`.
-#[repr(C)]
-struct Create {
-    memfd: u32,
-    flags: u32,
-    offset: u64,
-    size: u64,
-}
+/// `struct udmabuf_create_list`: flags and count.
+const HEADER_BYTES: usize = 8;
+/// `struct udmabuf_create_item`: memfd, padding, offset, size.
+const ITEM_BYTES: usize = 24;
 
-// SAFETY: `UDMABUF_CREATE` is `_IOW('u', 0x42, struct udmabuf_create)`: it reads the structure behind the pointer, writes
-// nothing, and answers with a fresh descriptor.
-unsafe impl Ioctl for Create {
+/// `struct udmabuf_create_list` with its items, as bytes: C's flexible array.
+struct CreateList(Vec<u8>);
+
+// SAFETY: `UDMABUF_CREATE_LIST` is `_IOW('u', 0x43, struct udmabuf_create_list)`: it reads the structure behind the pointer and as
+// many items after it as that says, writes nothing, and answers with a fresh descriptor.
+unsafe impl Ioctl for CreateList {
     type Output = OwnedFd;
 
     const IS_MUTATING: bool = false;
 
     fn opcode(&self) -> Opcode {
-        opcode::write::<Self>(b'u', 0x42)
+        opcode::write::<[u32; HEADER_BYTES / 4]>(b'u', 0x43)
     }
 
     fn as_ptr(&mut self) -> *mut c_void {
-        std::ptr::from_mut(self).cast()
+        self.0.as_mut_ptr().cast()
     }
 
     unsafe fn output_from_ptr(output: IoctlOutput, _: *mut c_void) -> Result<OwnedFd, Errno> {
@@ -108,13 +109,6 @@ mod tests {
     /// The device is missing on most test machines: at least the number is the header's.
     #[test]
     fn the_ioctl_is_that_of_the_kernel_header() {
-        let create = Create {
-            memfd: 0,
-            flags: 0,
-            offset: 0,
-            size: 0,
-        };
-        assert_eq!(size_of::<Create>(), 24);
-        assert_eq!(create.opcode(), 0x4018_7542);
+        assert_eq!(CreateList(Vec::new()).opcode(), 0x4008_7543);
     }
 }

@@ -1,21 +1,26 @@
 //! Decodes the commands of virtio 1.3, 5.7.6.8 to 5.7.6.10, and executes them: one match, each arm one call.
 
-use hostblob_allocator::BlobSpec;
+use hostblob_allocator::{BlobSpec, Fence, Transfer};
 use hostblob_protocol::virtio_gpu::{
     CapsetInfo, CmdSubmit, CtrlHdr, CtxCreate, DisplayOne, F_BLOB_ALIGNMENT, F_CONTEXT_INIT,
-    F_RESOURCE_BLOB, F_VIRGL, FLAG_INFO_RING_IDX, GetCapset, GetCapsetInfo, MAX_RINGS,
-    MAX_SCANOUTS, MapInfo, ResourceCreateBlob, ResourceMapBlob, ResourceOnly, cmd, resp,
+    F_RESOURCE_BLOB, F_RESOURCE_UUID, F_VIRGL, FLAG_INFO_RING_IDX, GetCapset, GetCapsetInfo,
+    MAX_RINGS, MAX_SCANOUTS, MapInfo, ResourceAttachBacking, ResourceCreateBlob, ResourceMapBlob,
+    ResourceOnly, ResourceUuid, TransferHost3d, cmd, resp,
 };
 use zerocopy::byteorder::little_endian::U32;
 use zerocopy::{FromBytes, FromZeros};
 
 use super::Gpu;
+use super::backing::{self, GuestPages};
 use super::fault::Fault;
 use super::response::Response;
 
 /// The feature bits that the handlers below serve.
-pub(super) const FEATURES: u64 =
-    1 << F_VIRGL | 1 << F_RESOURCE_BLOB | 1 << F_CONTEXT_INIT | 1 << F_BLOB_ALIGNMENT;
+pub(super) const FEATURES: u64 = 1 << F_VIRGL
+    | 1 << F_RESOURCE_UUID
+    | 1 << F_RESOURCE_BLOB
+    | 1 << F_CONTEXT_INIT
+    | 1 << F_BLOB_ALIGNMENT;
 
 /// Low byte of `virtio_gpu_ctx_create.context_init`.
 const CONTEXT_INIT_CAPSET_ID_MASK: u32 = 0xff;
@@ -36,7 +41,14 @@ fn resource_id(bytes: &[u8]) -> Result<u32, Fault> {
 }
 
 impl Gpu {
-    pub(super) fn run(&mut self, header: &CtrlHdr, bytes: &[u8]) -> Result<Response, Fault> {
+    /// Executes a command. What its response waits for, asked or not, is joined to `until`.
+    pub(super) fn run(
+        &mut self,
+        header: &CtrlHdr,
+        bytes: &[u8],
+        pages: &dyn GuestPages,
+        until: &mut Fence,
+    ) -> Result<Response, Fault> {
         let context = header.ctx_id.get();
         let done = || Response::new(header, resp::OK_NODATA, &());
         match header.cmd_type.get() {
@@ -54,19 +66,32 @@ impl Gpu {
                 .detach_resource(context, resource_id(bytes)?)
                 .map(|()| done())?),
             cmd::SUBMIT_3D => self.submit(header, bytes).map(|()| done()),
-            cmd::RESOURCE_CREATE_BLOB => self.create_blob(context, bytes).map(|()| done()),
+            cmd::RESOURCE_CREATE_BLOB => self.create_blob(context, bytes, pages).map(|()| done()),
             cmd::RESOURCE_MAP_BLOB => self.map_blob(header, bytes),
             cmd::RESOURCE_UNMAP_BLOB => Ok(self
                 .guest
                 .unmap_blob(resource_id(bytes)?)
                 .map(|()| done())?),
-            cmd::RESOURCE_UNREF => Ok(self.guest.unref(resource_id(bytes)?).map(|()| done())?),
-            cmd::RESOURCE_ATTACH_BACKING
-            | cmd::RESOURCE_DETACH_BACKING
-            | cmd::RESOURCE_FLUSH
-            | cmd::TRANSFER_TO_HOST_2D
-            | cmd::TRANSFER_TO_HOST_3D
-            | cmd::TRANSFER_FROM_HOST_3D => Err(self.not_on_a_blob(header, bytes)),
+            cmd::RESOURCE_UNREF => {
+                let resource = resource_id(bytes)?;
+                until.join(self.guest.unref(resource)?);
+                self.backings.remove(resource);
+                Ok(done())
+            }
+            cmd::RESOURCE_ATTACH_BACKING => self.attach_backing(bytes, pages).map(|()| done()),
+            cmd::RESOURCE_DETACH_BACKING => {
+                let resource = resource_id(bytes)?;
+                until.join(self.guest.detach_backing(resource)?);
+                self.backings.remove(resource);
+                Ok(done())
+            }
+            cmd::TRANSFER_TO_HOST_3D | cmd::TRANSFER_FROM_HOST_3D => {
+                self.transfer(header, bytes).map(|()| done())
+            }
+            cmd::RESOURCE_ASSIGN_UUID => self.assign_uuid(header, bytes),
+            cmd::RESOURCE_FLUSH | cmd::TRANSFER_TO_HOST_2D => {
+                Err(self.not_on_a_blob(header, bytes))
+            }
             cmd::SET_SCANOUT | cmd::SET_SCANOUT_BLOB => Err(scanout(bytes, 16)),
             cmd::UPDATE_CURSOR | cmd::MOVE_CURSOR => Err(scanout(bytes, 0)),
             _ => Err(Fault::NotServed),
@@ -139,30 +164,17 @@ impl Gpu {
                 needed: usize::try_from(size).unwrap_or(usize::MAX),
                 available: rest.len(),
             })?;
-        let ring = if header.flags.get() & FLAG_INFO_RING_IDX != 0 {
-            header.ring_idx
-        } else {
-            0
-        };
-        if u32::from(ring) >= MAX_RINGS {
-            return Err(Fault::Field {
-                field: "ring_idx",
-                value: ring.into(),
-                expected: "less than 64",
-            });
-        }
+        let ring = ring(header)?;
         Ok(self.guest.submit(header.ctx_id.get(), ring, data)?)
     }
 
-    fn create_blob(&mut self, context: u32, bytes: &[u8]) -> Result<(), Fault> {
-        let (asked, _) = body::<ResourceCreateBlob>(bytes)?;
-        if asked.nr_entries.get() != 0 {
-            return Err(Fault::Field {
-                field: "nr_entries",
-                value: asked.nr_entries.get().into(),
-                expected: "0: HOST3D blobs have no guest pages",
-            });
-        }
+    fn create_blob(
+        &mut self,
+        context: u32,
+        bytes: &[u8],
+        pages: &dyn GuestPages,
+    ) -> Result<(), Fault> {
+        let (asked, rest) = body::<ResourceCreateBlob>(bytes)?;
         let spec = BlobSpec {
             resource_id: asked.resource_id.get(),
             blob_mem: asked.blob_mem.get(),
@@ -170,7 +182,60 @@ impl Gpu {
             blob_id: asked.blob_id.get(),
             size: asked.size.get(),
         };
-        Ok(self.guest.create_blob(context, &spec)?)
+        if asked.nr_entries.get() == 0 {
+            return Ok(self.guest.create_blob(context, &spec, None)?);
+        }
+        let entries = backing::entries(rest, asked.nr_entries.get())?;
+        let backing = backing::pieces(&entries, pages)?;
+        self.guest.create_blob(context, &spec, Some(backing))?;
+        self.backings.insert(spec.resource_id, entries);
+        Ok(())
+    }
+
+    fn attach_backing(&mut self, bytes: &[u8], pages: &dyn GuestPages) -> Result<(), Fault> {
+        let (asked, rest) = body::<ResourceAttachBacking>(bytes)?;
+        let resource = asked.resource_id.get();
+        let entries = backing::entries(rest, asked.nr_entries.get())?;
+        let backing = backing::pieces(&entries, pages)?;
+        self.guest.attach_backing(resource, backing)?;
+        self.backings.insert(resource, entries);
+        Ok(())
+    }
+
+    fn transfer(&mut self, header: &CtrlHdr, bytes: &[u8]) -> Result<(), Fault> {
+        let (asked, _) = body::<TransferHost3d>(bytes)?;
+        if asked.level.get() != 0 {
+            return Err(Fault::Field {
+                field: "level",
+                value: asked.level.get().into(),
+                expected: "0: a blob has one",
+            });
+        }
+        let transfer = Transfer {
+            x: asked.x.get().into(),
+            y: asked.y.get().into(),
+            z: asked.z.get().into(),
+            width: asked.w.get().into(),
+            height: asked.h.get().into(),
+            depth: asked.d.get().into(),
+            offset: asked.offset.get(),
+            stride: asked.stride.get().into(),
+            layer_stride: asked.layer_stride.get().into(),
+        };
+        let to_host = header.cmd_type.get() == cmd::TRANSFER_TO_HOST_3D;
+        let (context, ring) = (header.ctx_id.get(), ring(header)?);
+        let resource = asked.resource_id.get();
+        Ok(self
+            .guest
+            .transfer(context, ring, resource, to_host, &transfer)?)
+    }
+
+    fn assign_uuid(&mut self, header: &CtrlHdr, bytes: &[u8]) -> Result<Response, Fault> {
+        let uuid = self.guest.assign_uuid(resource_id(bytes)?)?;
+        let body = ResourceUuid {
+            uuid: uuid.into_bytes(),
+        };
+        Ok(Response::new(header, resp::OK_RESOURCE_UUID, &body))
     }
 
     fn map_blob(&mut self, header: &CtrlHdr, bytes: &[u8]) -> Result<Response, Fault> {
@@ -188,14 +253,11 @@ impl Gpu {
         Ok(Response::new(header, resp::OK_MAP_INFO, &info))
     }
 
-    /// Commands on guest pages and scanouts, none of which a HOST3D blob has. All begin with, or have after a
-    /// rectangle, a resource id.
+    /// Commands on 2D resources and scanouts, which no blob is. All begin with a rectangle and have a resource id after it.
     fn not_on_a_blob(&self, header: &CtrlHdr, bytes: &[u8]) -> Fault {
         let at = match header.cmd_type.get() {
-            cmd::RESOURCE_FLUSH => 16,
             cmd::TRANSFER_TO_HOST_2D => 24,
-            cmd::TRANSFER_TO_HOST_3D | cmd::TRANSFER_FROM_HOST_3D => 32,
-            _ => 0,
+            _ => 16,
         };
         match field(bytes, at) {
             Err(fault) => fault,
@@ -205,10 +267,25 @@ impl Gpu {
             Ok(id) => Fault::Field {
                 field: "resource_id",
                 value: id.into(),
-                expected: "a resource with guest pages, which a HOST3D blob is not",
+                expected: "a 2D resource, which a blob is not",
             },
         }
     }
+}
+
+/// The ring whose timeline a command is on.
+fn ring(header: &CtrlHdr) -> Result<u8, Fault> {
+    if header.flags.get() & FLAG_INFO_RING_IDX == 0 {
+        return Ok(0);
+    }
+    if u32::from(header.ring_idx) >= MAX_RINGS {
+        return Err(Fault::Field {
+            field: "ring_idx",
+            value: header.ring_idx.into(),
+            expected: "less than 64",
+        });
+    }
+    Ok(header.ring_idx)
 }
 
 /// The 32-bit field at `at`.

@@ -21,6 +21,9 @@ pub(super) enum Fault {
         value: u64,
         expected: &'static str,
     },
+    /// No file is behind a guest-physical address.
+    #[error("{address:#x} is no guest memory that the host can use")]
+    NotMemory { address: u64 },
     /// The transport could not map the window.
     #[error("the VMM does not give the guest the window")]
     NoWindow,
@@ -37,7 +40,9 @@ impl Fault {
     pub(super) fn response(&self) -> u32 {
         match self {
             Fault::Allocator(error) => allocator_response(error),
-            Fault::Truncated { .. } | Fault::Field { .. } => resp::ERR_INVALID_PARAMETER,
+            Fault::Truncated { .. } | Fault::Field { .. } | Fault::NotMemory { .. } => {
+                resp::ERR_INVALID_PARAMETER
+            }
             Fault::NoWindow => resp::ERR_OUT_OF_MEMORY,
             Fault::NoScanout(_) => resp::ERR_INVALID_SCANOUT_ID,
             Fault::NotServed => resp::ERR_UNSPEC,
@@ -53,6 +58,7 @@ fn allocator_response(error: &Error) -> u32 {
         }
         Error::TooManyContexts(_)
         | Error::TooManyObjects(_)
+        | Error::Fragmented { .. }
         | Error::Quota(_)
         | Error::Parking(_)
         | Error::GpuTimeout(_)

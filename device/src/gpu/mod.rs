@@ -3,11 +3,13 @@
 //! | file | holds |
 //! |---|---|
 //! | `commands.rs` | decoding and the one match over commands |
+//! | `backing.rs` | the guest's own pages |
 //! | `fault.rs` | what is wrong, and which error code that is |
 //! | `response.rs` | responses as bytes |
 //!
 //! A fenced command is executed at once, and its response kept until the GPU work that it waits for is done.
 
+mod backing;
 mod commands;
 mod fault;
 mod response;
@@ -15,15 +17,20 @@ mod response;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use hostblob_allocator::{Guest, Host};
-use hostblob_protocol::virtio_gpu::{Config, CtrlHdr, FLAG_FENCE, FLAG_INFO_RING_IDX, cmd};
+use hostblob_allocator::{Fence, Guest, Host};
+use hostblob_protocol::virtio_gpu::{
+    Config, CtrlHdr, FLAG_FENCE, FLAG_INFO_RING_IDX, ResourceCreateBlob, cmd,
+};
 use zerocopy::byteorder::little_endian::U32;
 use zerocopy::{FromBytes, IntoBytes};
 
+pub use backing::{GuestPages, NoPages};
 pub use hostblob_allocator::Waker;
+pub use hostblob_capset::BlobMem;
 pub use response::Response;
 
 use crate::ratelimit::RateLimiter;
+use backing::Backings;
 use fault::Fault;
 
 /// One guest's virtio-gpu device: contexts, resources, window.
@@ -35,6 +42,8 @@ pub struct Gpu {
     config: Config,
     /// Whether the guest can reach the window. Only a transport that maps it late says otherwise.
     window_mapped: bool,
+    /// Where the guest's pages are.
+    backings: Backings,
     /// Responses that wait for GPU work, in the order of their commands.
     kept: Vec<Kept>,
     refusals: RateLimiter,
@@ -42,16 +51,23 @@ pub struct Gpu {
 
 #[derive(Debug)]
 struct Kept {
-    /// The point in the guest's GPU work that the fence waits for.
-    point: u64,
+    /// What it waits for.
+    fence: Fence,
     tag: u64,
     response: Response,
 }
 
 impl Gpu {
-    /// A device for a new guest of `host`. `waker` is called when [`Gpu::completed`] may have something.
-    pub fn new(host: &Arc<Host>, capset_id: u32, waker: Waker) -> std::io::Result<Self> {
-        let capset = host.capset();
+    /// A device for a new guest of `host` that can have these kinds of blobs. `waker` is called when [`Gpu::completed`] may have
+    /// something.
+    pub fn new(
+        host: &Arc<Host>,
+        capset_id: u32,
+        blob_mem: BlobMem,
+        waker: Waker,
+    ) -> std::io::Result<Self> {
+        let mut capset = host.capset().clone();
+        capset.blob_mem = blob_mem;
         let config = Config {
             num_capsets: U32::new(1),
             blob_alignment: U32::new(capset.page_size),
@@ -62,6 +78,7 @@ impl Gpu {
             capset_id,
             config,
             window_mapped: true,
+            backings: Backings::default(),
             guest: host.guest(waker)?,
             kept: Vec::new(),
             refusals: RateLimiter::new(),
@@ -73,7 +90,14 @@ impl Gpu {
     /// `tag` is the caller's name for the request (a descriptor head, a socket tag). Returns the response, or
     /// `None` when the command is fenced and its work has not finished: it then comes out of
     /// [`Gpu::completed`] under the same tag, after the waker was called.
-    pub fn execute(&mut self, tag: u64, command: &[u8]) -> Option<Response> {
+    ///
+    /// `pages` is the guest's memory. It is looked at only where [`Gpu::needs_guest_pages`] says so.
+    pub fn execute(
+        &mut self,
+        tag: u64,
+        command: &[u8],
+        pages: &dyn GuestPages,
+    ) -> Option<Response> {
         let (header, rest) = match CtrlHdr::read_from_prefix(command) {
             Ok((header, rest)) => (header, rest),
             Err(_) => {
@@ -84,21 +108,22 @@ impl Gpu {
                 return Some(self.refuse(&CtrlHdr::default(), &fault));
             }
         };
-        let response = match self.run(&header, rest) {
+        let mut fence = Fence::default();
+        let response = match self.run(&header, rest, pages, &mut fence) {
             Ok(response) => response,
             Err(fault) => self.refuse(&header, &fault),
         };
-        let point = self.fence_point(&header);
-        if self.guest.reached(point) {
+        fence.join(self.asked_fence(&header));
+        if self.guest.reached(&fence) {
             return Some(response);
         }
         // The work may have finished meanwhile, and its wake-up be under way already.
         self.guest.process_completions();
-        if self.guest.reached(point) {
+        if self.guest.reached(&fence) {
             return Some(response);
         }
         self.kept.push(Kept {
-            point,
+            fence,
             tag,
             response,
         });
@@ -110,7 +135,7 @@ impl Gpu {
         self.guest.process_completions();
         let guest = &self.guest;
         self.kept
-            .extract_if(.., |kept| guest.reached(kept.point))
+            .extract_if(.., |kept| guest.reached(&kept.fence))
             .map(|kept| (kept.tag, kept.response))
             .collect()
     }
@@ -119,6 +144,7 @@ impl Gpu {
     /// commands are gone; the window descriptor stays the same and reads as zeros.
     pub fn reset(&mut self) {
         self.kept.clear();
+        self.backings.clear();
         self.guest.reset();
     }
 
@@ -153,6 +179,24 @@ impl Gpu {
             .is_ok_and(|(header, _)| header.cmd_type.get() == cmd::RESOURCE_MAP_BLOB)
     }
 
+    /// Whether a command names pages of the guest.
+    pub fn needs_guest_pages(command: &[u8]) -> bool {
+        let Ok((header, rest)) = CtrlHdr::read_from_prefix(command) else {
+            return false;
+        };
+        match header.cmd_type.get() {
+            cmd::RESOURCE_ATTACH_BACKING => true,
+            cmd::RESOURCE_CREATE_BLOB => ResourceCreateBlob::read_from_prefix(rest)
+                .is_ok_and(|(asked, _)| asked.nr_entries.get() != 0),
+            _ => false,
+        }
+    }
+
+    /// The VMM has changed the guest's memory: it is `pages` now.
+    pub fn guest_pages_changed(&mut self, pages: &dyn GuestPages) {
+        self.backings.changed(&mut self.guest, pages);
+    }
+
     /// Whether the guest can reach the window from now on. Where it cannot, no blob is mapped.
     pub fn set_window_mapped(&mut self, mapped: bool) {
         self.window_mapped = mapped;
@@ -168,10 +212,11 @@ impl Gpu {
         &self.guest
     }
 
-    fn fence_point(&self, header: &CtrlHdr) -> u64 {
+    /// What the command itself asks to wait for.
+    fn asked_fence(&self, header: &CtrlHdr) -> Fence {
         let flags = header.flags.get();
         if flags & FLAG_FENCE == 0 {
-            return 0;
+            return Fence::default();
         }
         let ring = (flags & FLAG_INFO_RING_IDX != 0).then_some(header.ring_idx);
         self.guest.fence(header.ctx_id.get(), ring)

@@ -15,6 +15,8 @@ use zerocopy::{Immutable, IntoBytes};
 
 use super::*;
 
+mod pages;
+
 const CAPSET_ID: u32 = 48;
 const PAGE: u64 = 4096;
 
@@ -27,7 +29,10 @@ fn gpu() -> (Gpu, Arc<FakeProvider>) {
         warm_limit: 0,
     };
     let host = Host::new(Arc::clone(&fake) as _, limits).unwrap();
-    (Gpu::new(&host, CAPSET_ID, Arc::new(|| {})).unwrap(), fake)
+    (
+        Gpu::new(&host, CAPSET_ID, BlobMem::all(), Arc::new(|| {})).unwrap(),
+        fake,
+    )
 }
 
 fn header(cmd_type: u32, context: u32) -> CtrlHdr {
@@ -48,7 +53,7 @@ fn run<T: IntoBytes + Immutable + ?Sized>(
     context: u32,
     body: &T,
 ) -> Response {
-    gpu.execute(0, &bytes(header(kind, context), body))
+    gpu.execute(0, &bytes(header(kind, context), body), &NoPages)
         .expect("no fence, no waiting")
 }
 
@@ -224,8 +229,10 @@ fn every_refusal_has_the_code_of_the_specification() {
     check(cmd::RESOURCE_DETACH_BACKING, 0, only(1).as_bytes(), p);
     check(cmd::RESOURCE_FLUSH, 0, &[0; 24], r);
     check(cmd::TRANSFER_TO_HOST_2D, 0, &[0; 32], r);
-    check(cmd::TRANSFER_TO_HOST_3D, 1, &[0; 40], r);
-    check(cmd::TRANSFER_FROM_HOST_3D, 1, &[0; 8], p);
+    check(cmd::TRANSFER_TO_HOST_3D, 1, &[0; 48], r);
+    check(cmd::TRANSFER_FROM_HOST_3D, 1, &[0; 40], p);
+    check(cmd::RESOURCE_ASSIGN_UUID, 0, only(2).as_bytes(), r);
+    check(cmd::RESOURCE_ASSIGN_UUID, 0, only(1).as_bytes(), p);
     check(cmd::SET_SCANOUT, 0, &[0; 24], resp::ERR_INVALID_SCANOUT_ID);
     check(
         cmd::SET_SCANOUT_BLOB,
@@ -243,7 +250,6 @@ fn every_refusal_has_the_code_of_the_specification() {
         cmd::RESOURCE_CREATE_2D,
         cmd::RESOURCE_CREATE_3D,
         cmd::GET_EDID,
-        cmd::RESOURCE_ASSIGN_UUID,
         0,
         0x10e,
         0x20a,
@@ -287,7 +293,7 @@ fn every_command_cut_at_every_length_is_refused_or_answered() {
     let (mut gpu, _) = used_gpu();
     for command in commands {
         for length in 0..command.len() {
-            let response = gpu.execute(0, &command[..length]).unwrap();
+            let response = gpu.execute(0, &command[..length], &NoPages).unwrap();
             let expected = if length < 24 {
                 resp::ERR_INVALID_PARAMETER
             } else {
@@ -389,7 +395,7 @@ fn a_fenced_command_is_answered_when_its_gpu_work_is_done() {
         ..header(cmd::SUBMIT_3D, 1)
     };
     assert_eq!(
-        gpu.execute(40, &bytes(fenced, submit(&data).as_slice())),
+        gpu.execute(40, &bytes(fenced, submit(&data).as_slice()), &NoPages),
         None
     );
     let other_ring = CtrlHdr {
@@ -402,7 +408,8 @@ fn a_fenced_command_is_answered_when_its_gpu_work_is_done() {
             &bytes(
                 other_ring,
                 submit(&EnvelopeBuilder::new(0).build()).as_slice()
-            )
+            ),
+            &NoPages
         )
         .is_some()
     );

@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use thiserror::Error;
 
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, GuestPages};
 use crate::virtqueue::CommandHandler;
 
 pub use wake::Wake;
@@ -49,6 +49,12 @@ pub trait Device: CommandHandler + Send + 'static {
     fn needs_window(_command: &[u8]) -> bool {
         false
     }
+    /// Whether this command names pages of the guest.
+    fn needs_guest_pages(_command: &[u8]) -> bool {
+        false
+    }
+    /// The guest's memory is `pages` from now on.
+    fn guest_pages_changed(&mut self, _pages: &dyn GuestPages) {}
     /// Whether the guest can reach the window from now on: without it, commands that need it are refused.
     fn set_window_mapped(&mut self, _mapped: bool) {}
     /// Whether the guest may still reach for the window without another command that needs it.
@@ -84,6 +90,14 @@ impl Device for Gpu {
 
     fn needs_window(command: &[u8]) -> bool {
         Gpu::needs_window(command)
+    }
+
+    fn needs_guest_pages(command: &[u8]) -> bool {
+        Gpu::needs_guest_pages(command)
+    }
+
+    fn guest_pages_changed(&mut self, pages: &dyn GuestPages) {
+        Gpu::guest_pages_changed(self, pages);
     }
 
     fn set_window_mapped(&mut self, mapped: bool) {

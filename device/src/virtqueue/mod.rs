@@ -17,7 +17,7 @@ mod ring;
 pub use chain::{MAX_COMMAND_BYTES, MAX_DESCRIPTORS, Malformed, NoRoom};
 pub use ring::{Broken, Next, Ring};
 
-use crate::gpu::{Gpu, Response};
+use crate::gpu::{Gpu, GuestPages, Response};
 
 /// The control queue (virtio 1.3, 5.7.2).
 pub const CONTROL_QUEUE: u16 = 0;
@@ -44,16 +44,17 @@ pub fn offered_features(device: u64) -> u64 {
 
 /// Executes what comes out of a queue.
 pub trait CommandHandler {
-    /// Executes one command. `None` when it is fenced and not done: it then comes out of [`Self::completed`].
-    fn execute(&mut self, tag: u64, command: &[u8]) -> Option<Response>;
+    /// Executes one command. `None` when it is fenced and not done: it then comes out of [`Self::completed`]. `pages` is the guest's
+    /// memory, where the command needs it.
+    fn execute(&mut self, tag: u64, command: &[u8], pages: &dyn GuestPages) -> Option<Response>;
 
     /// The responses that became ready since the last call, in whatever order.
     fn completed(&mut self) -> Vec<(u64, Response)>;
 }
 
 impl CommandHandler for Gpu {
-    fn execute(&mut self, tag: u64, command: &[u8]) -> Option<Response> {
-        Gpu::execute(self, tag, command)
+    fn execute(&mut self, tag: u64, command: &[u8], pages: &dyn GuestPages) -> Option<Response> {
+        Gpu::execute(self, tag, command, pages)
     }
 
     fn completed(&mut self) -> Vec<(u64, Response)> {

@@ -8,8 +8,9 @@ use hostblob_protocol::local::{self, Frame, Hello};
 use hostblob_protocol::request::{Create, DebugName, MemorySelector};
 use hostblob_protocol::virtio_gpu::{
     CapsetInfo, CmdSubmit, Config, CtrlHdr, CtxCreate, DebugName64, DisplayOne, FLAG_FENCE,
-    FLAG_INFO_RING_IDX, GetCapset, GetCapsetInfo, MapInfo, MemEntry, Rect, ResourceCreateBlob,
-    ResourceMapBlob, ResourceOnly, blob_flag, blob_mem, cmd, map_cache, resp,
+    FLAG_INFO_RING_IDX, GetCapset, GetCapsetInfo, MapInfo, MemEntry, Rect, ResourceAttachBacking,
+    ResourceCreateBlob, ResourceMapBlob, ResourceOnly, ResourceUuid, TransferHost3d, blob_flag,
+    blob_mem, cmd, map_cache, resp,
 };
 use hostblob_protocol::{Envelope, EnvelopeBuilder, Request, Status};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -26,6 +27,7 @@ fn golden_files() {
     answers(&mut folder);
     local_socket(&mut folder);
     commands(&mut folder);
+    backing_commands(&mut folder);
     responses(&mut folder);
     folder.finish();
 }
@@ -381,6 +383,12 @@ fn commands(folder: &mut Folder) {
     ];
     for (name, number, numeric) in [
         ("resource_unref", cmd::RESOURCE_UNREF, 0x102),
+        (
+            "resource_detach_backing",
+            cmd::RESOURCE_DETACH_BACKING,
+            0x107,
+        ),
+        ("resource_assign_uuid", cmd::RESOURCE_ASSIGN_UUID, 0x10b),
         ("resource_unmap_blob", cmd::RESOURCE_UNMAP_BLOB, 0x209),
         ("ctx_attach_resource", cmd::CTX_ATTACH_RESOURCE, 0x202),
         ("ctx_detach_resource", cmd::CTX_DETACH_RESOURCE, 0x203),
@@ -533,6 +541,80 @@ fn submit(folder: &mut Folder) {
     );
     let rest = starts_with(&body, starts_with(&header, &golden));
     assert_eq!(Envelope::decode(rest).unwrap().requests, [request]);
+}
+
+fn backing_commands(folder: &mut Folder) {
+    let attach = ResourceAttachBacking {
+        resource_id: 5.into(),
+        nr_entries: 1.into(),
+    };
+    let entry = MemEntry {
+        addr: 0x0102_0304_5000.into(),
+        length: 0x3000.into(),
+        padding: 0.into(),
+    };
+    let rows = with(
+        ctrl_rows("RESOURCE_ATTACH_BACKING", 0x106, 0, 0, 0, 0),
+        &[
+            row("resource id 5", 5_u32.to_le_bytes()),
+            row("entries", 1_u32.to_le_bytes()),
+            row("guest-physical address", 0x0102_0304_5000_u64.to_le_bytes()),
+            row("length", 0x3000_u32.to_le_bytes()),
+            row("padding", [0; 4]),
+        ],
+    );
+    let header = ctrl(cmd::RESOURCE_ATTACH_BACKING, 0, 0, 0, 0);
+    let encoded = bytes_of(&[header.as_bytes(), attach.as_bytes(), entry.as_bytes()]);
+    let golden = folder.check(
+        "virtio_gpu_resource_attach_backing",
+        "The command RESOURCE_ATTACH_BACKING",
+        &rows,
+        &encoded,
+    );
+    assert_eq!(
+        starts_with(&entry, starts_with(&attach, starts_with(&header, &golden))),
+        b""
+    );
+
+    let names = ["x", "y", "z", "w", "h", "d"];
+    let mut rows = ctrl_rows("TRANSFER_TO_HOST_3D", 0x205, 0, 0, 3, 0);
+    rows.extend(
+        (1_u32..)
+            .zip(names)
+            .map(|(n, name)| row(name, n.to_le_bytes())),
+    );
+    rows.push(row("offset", 0x1000_u64.to_le_bytes()));
+    let rest = ["resource id", "level", "stride", "layer stride"];
+    rows.extend(
+        (7_u32..)
+            .zip(rest)
+            .map(|(n, name)| row(name, n.to_le_bytes())),
+    );
+    let transfer = TransferHost3d {
+        x: 1.into(),
+        y: 2.into(),
+        z: 3.into(),
+        w: 4.into(),
+        h: 5.into(),
+        d: 6.into(),
+        offset: 0x1000.into(),
+        resource_id: 7.into(),
+        level: 8.into(),
+        stride: 9.into(),
+        layer_stride: 10.into(),
+    };
+    let header = ctrl(cmd::TRANSFER_TO_HOST_3D, 0, 0, 3, 0);
+    message(folder, "transfer_to_host_3d", &header, &transfer, &rows);
+
+    let rows = with(
+        ctrl_rows("OK_RESOURCE_UUID", 0x1105, 0, 0, 0, 0),
+        &[row("uuid", *b"0123456789abcdef")],
+    );
+    let uuid = ResourceUuid {
+        uuid: *b"0123456789abcdef",
+    };
+    let header = ctrl(resp::OK_RESOURCE_UUID, 0, 0, 0, 0);
+    message(folder, "ok_resource_uuid", &header, &uuid, &rows);
 }
 
 fn responses(folder: &mut Folder) {

@@ -287,7 +287,7 @@ impl Attacher {
         let memory_fd = self.device.memory_fd.as_ref().ok_or_else(not_offered)?;
         let udmabuf = self.udmabuf.as_ref().ok_or_else(not_offered)?;
         let dma_buf = udmabuf
-            .create(target.file.descriptor(), target.offset, target.length)
+            .create(&target.file.pieces(target.offset, target.length))
             .map_err(|error| {
                 ProviderError::Driver(format!("UDMABUF_CREATE of {}: {error}", target.length))
             })?;

@@ -16,7 +16,7 @@ use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::offsets::{Offsets, Step, window_full};
-use crate::gpu::{Gpu, Response, Waker};
+use crate::gpu::{BlobMem, Gpu, NoPages, Response, Waker};
 use crate::shutdown::Shutdown;
 
 /// Longest time that a client may leave its responses unread.
@@ -69,7 +69,7 @@ pub(super) fn serve(
             let _ = rustix::io::write(&*wake, &1_u64.to_ne_bytes());
         })
     };
-    let gpu = Gpu::new(host, capset_id, waker)?;
+    let gpu = Gpu::new(host, capset_id, BlobMem::HOST3D, waker)?;
     let page = u64::from(host.capset().page_size);
     let offsets = Offsets::new(gpu.window_size(), page);
     greet(&stream, &gpu, capset_id)?;
@@ -198,7 +198,7 @@ impl Client {
         };
         self.next_tag += 1;
         let tag = self.next_tag;
-        match self.gpu.execute(tag, &command) {
+        match self.gpu.execute(tag, &command, &NoPages) {
             Some(response) => {
                 let aux = self.offsets.finish(step, response.kind()).unwrap_or(0);
                 self.respond(client_tag, aux, &response);

@@ -28,7 +28,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 
 use super::interrupts::{Interrupts, Source};
-use crate::gpu::Response;
+use crate::gpu::{GuestPages, NoPages, Response};
 use crate::transport::{Device, LateWindow, Wake};
 use crate::virtqueue::{Next, QUEUES, Ring};
 
@@ -83,6 +83,8 @@ struct Rings {
     parked: Vec<(Tag, Response)>,
     /// Without it the function must not reach guest memory.
     bus_master: bool,
+    /// The device has not seen this memory yet.
+    memory_changed: bool,
 }
 
 /// A command's name while the device has it: generation, queue, head.
@@ -211,7 +213,11 @@ impl<D: Device, S: Signals> Engine<D, S> {
 
     /// Replaces the guest memory. When it returns the old one is not used any more.
     pub(in crate::transport) fn set_memory(&self, memory: GuestMemoryMmap) {
-        let old = std::mem::replace(&mut self.rings.lock().memory, memory);
+        let old = {
+            let mut rings = self.rings.lock();
+            rings.memory_changed = true;
+            std::mem::replace(&mut rings.memory, memory)
+        };
         drop(old);
         self.wake();
     }
@@ -263,11 +269,24 @@ impl<D: Device, S: Signals> Engine<D, S> {
         window: &mut LateWindow<'_>,
     ) -> bool {
         let mut more = false;
+        self.tell_of_memory();
         for queue in (0..).take(QUEUES) {
             more |= self.serve(queue, command, window);
         }
         self.give_back_completed();
         more
+    }
+
+    /// The device looks again where the guest's pages are. A blob of pages that the VMM took away meanwhile still has them mapped: they
+    /// are a file's, which the guest may or may not see any more.
+    fn tell_of_memory(&self) {
+        let memory = {
+            let mut rings = self.rings.lock();
+            std::mem::take(&mut rings.memory_changed).then(|| rings.memory.clone())
+        };
+        if let Some(memory) = memory {
+            self.device.lock().guest_pages_changed(&memory);
+        }
     }
 
     /// Executes commands of a queue until there are none or its turn is over; whether there may be more.
@@ -333,12 +352,17 @@ impl<D: Device, S: Signals> Engine<D, S> {
         {
             self.device.lock().set_window_mapped(mapped);
         }
+        let memory = D::needs_guest_pages(command).then(|| self.rings.lock().memory.clone());
+        let pages: &dyn GuestPages = match &memory {
+            Some(memory) => memory,
+            None => &NoPages,
+        };
         let (response, window_in_use) = {
             let mut device = self.device.lock();
             if self.generation.load(Ordering::SeqCst) != tag.generation {
                 return None;
             }
-            let response = device.execute(tag.pack(), command);
+            let response = device.execute(tag.pack(), command, pages);
             (response, device.window_in_use())
         };
         if !window_in_use {
@@ -359,6 +383,7 @@ impl<D: Device, S: Signals> Engine<D, S> {
             stopped,
             parked,
             bus_master,
+            ..
         } = &mut *rings;
         let at = usize::from(tag.queue);
         match queues.get_mut(at) {

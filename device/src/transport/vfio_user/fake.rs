@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::gpu::{Response, Waker};
+use crate::gpu::{GuestPages, Response, Waker};
 use crate::transport::Device;
 use crate::virtqueue::CommandHandler;
 
@@ -77,7 +77,7 @@ pub(in crate::transport) fn answer(command: &[u8]) -> Vec<u8> {
 }
 
 impl CommandHandler for FakeDevice {
-    fn execute(&mut self, tag: u64, command: &[u8]) -> Option<Response> {
+    fn execute(&mut self, tag: u64, command: &[u8], _: &dyn GuestPages) -> Option<Response> {
         let mut state = self.state.lock();
         state.executed.push(command.to_vec());
         if command.first() == Some(&KEEP) {

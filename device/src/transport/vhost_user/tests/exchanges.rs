@@ -27,8 +27,8 @@ fn crosvm_finds_the_device_and_maps_the_window_once() {
     let daemon = Daemon::start();
     let mut vmm = Vmm::connect(&daemon.path);
     assert_eq!(crosvm::open(&mut vmm), Some((1, WINDOW)));
-    // VIRGL, RESOURCE_BLOB, CONTEXT_INIT, BLOB_ALIGNMENT; indirect descriptors, event index, version 1.
-    assert_eq!(vmm.features, 0b111001 | 0b111 << 28 | 1 << 32);
+    // VIRGL, RESOURCE_UUID, RESOURCE_BLOB, CONTEXT_INIT, BLOB_ALIGNMENT; indirect descriptors, event index, version 1.
+    assert_eq!(vmm.features, 0b111101 | 0b111 << 28 | 1 << 32);
     let (_, config) = vmm
         .frontend
         .get_config(8, 8, VhostUserConfigFlags::WRITABLE, &[0; 8])

@@ -27,7 +27,7 @@ use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::gpu::Gpu;
+use crate::gpu::{BlobMem, Gpu};
 use crate::shutdown::Shutdown;
 
 pub(super) const WINDOW: u64 = 2 << 20;
@@ -55,7 +55,7 @@ impl Daemon {
             warm_limit: 0,
         };
         let host = Host::new(Arc::new(FakeProvider::new()) as _, limits).unwrap();
-        Self::serving(move |waker| Gpu::new(&host, CAPSET_ID, waker))
+        Self::serving(move |waker| Gpu::new(&host, CAPSET_ID, BlobMem::all(), waker))
     }
 
     pub(super) fn serving<D: crate::transport::Device>(

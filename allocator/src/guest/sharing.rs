@@ -1,0 +1,114 @@
+//! Names beyond one context: memory that contexts of a guest share, by UUID or by a blob that was passed on.
+
+use hostblob_protocol::request::{CreateFlags, Import, ImportResource, Share};
+use uuid::Uuid;
+
+use super::Guest;
+use crate::Error;
+use crate::blob::{MemoryKey, Name};
+use crate::context::{ContextRef, Details};
+
+impl Guest {
+    /// RESOURCE_ASSIGN_UUID: the name under which a blob's memory is shared, the same for ever.
+    pub fn assign_uuid(&mut self, resource_id: u32) -> Result<Uuid, Error> {
+        let blob = self
+            .blobs
+            .get(&resource_id)
+            .ok_or(Error::UnknownResource(resource_id))?;
+        self.share_memory(blob.memory.ok_or(Error::Orphaned(resource_id))?)
+    }
+
+    /// The owner agrees that whoever is told the UUID uses the memory. It is random, so nobody guesses it.
+    fn share_memory(&mut self, key: MemoryKey) -> Result<Uuid, Error> {
+        let memory = self.memories.get_mut(&key).ok_or(Error::NotShareable)?;
+        if !memory.flags.contains(CreateFlags::SHAREABLE) {
+            return Err(Error::NotShareable);
+        }
+        let uuid = *memory.uuid.get_or_insert_with(Uuid::new_v4);
+        self.uuids.insert(uuid, key);
+        Ok(uuid)
+    }
+
+    pub(crate) fn share(&mut self, context: u32, request: &Share) -> Result<Details, Error> {
+        let key = self.named(context, request.client_id)?;
+        let (high, low) = self.share_memory(key)?.as_u64_pair();
+        Ok([high.swap_bytes(), low.swap_bytes()])
+    }
+
+    pub(crate) fn import(&mut self, context: u32, request: &Import) -> Result<Details, Error> {
+        let uuid = Uuid::from_bytes(request.uuid);
+        let key = *self.uuids.get(&uuid).ok_or(Error::UnknownUuid(uuid))?;
+        self.add_name(context, request.client_id, key)
+    }
+
+    /// A blob that is attached to the context was passed on to its process: the guest's kernel says so.
+    pub(crate) fn import_resource(
+        &mut self,
+        context: u32,
+        request: &ImportResource,
+    ) -> Result<Details, Error> {
+        let me = self.context(context)?.me;
+        let blob = self
+            .blobs
+            .get(&request.resource_id)
+            .filter(|blob| blob.context == me || blob.attached.contains(&context))
+            .ok_or(Error::UnknownResource(request.resource_id))?;
+        let key = blob.memory.ok_or(Error::Orphaned(request.resource_id))?;
+        self.add_name(context, request.client_id, key)
+    }
+
+    /// Gives a memory another name. A name of somebody else's memory counts as an object of the context, and costs no bytes.
+    fn add_name(&mut self, context: u32, client_id: u64, key: MemoryKey) -> Result<Details, Error> {
+        let limit = self.host.capset.limits.max_context_blobs;
+        let asker = self
+            .contexts
+            .get_mut(&context)
+            .ok_or(Error::UnknownContext(context))?;
+        let memory = self
+            .memories
+            .get_mut(&key)
+            .ok_or(Error::UnknownClientId(client_id))?;
+        if client_id == 0 {
+            return Err(Error::Argument {
+                field: "client_id",
+                value: 0,
+                expected: "not 0",
+            });
+        }
+        if asker.names.contains_key(&client_id) {
+            return Err(Error::ClientIdInUse(client_id));
+        }
+        if asker.objects >= limit {
+            return Err(Error::TooManyObjects(limit.into()));
+        }
+        asker.objects += 1;
+        asker.names.insert(client_id, key);
+        memory.names.push(Name {
+            context: asker.me,
+            client_id,
+            imported: true,
+        });
+        Ok([u64::from(memory.memory_type), memory.size])
+    }
+
+    /// Takes a name away, wherever it is known. The memory stays.
+    pub(crate) fn forget_name(&mut self, key: MemoryKey, context: ContextRef, client_id: u64) {
+        let Some(memory) = self.memories.get_mut(&key) else {
+            return;
+        };
+        let is_it = |name: &mut Name| name.context == context && name.client_id == client_id;
+        for name in memory.names.extract_if(.., is_it).collect::<Vec<_>>() {
+            self.forget(&name);
+        }
+    }
+
+    /// A memory has lost a name.
+    pub(super) fn forget(&mut self, name: &Name) {
+        if let Some(context) = self.owner_mut(name.context) {
+            context.names.remove(&name.client_id);
+            if name.imported {
+                context.objects = context.objects.saturating_sub(1);
+            }
+        }
+    }
+}

@@ -1,0 +1,454 @@
+//! Blobs in the guest's own pages, with memory as a VMM gives it.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::AtomicU64;
+
+use hostblob_allocator::provider::Provider;
+use hostblob_allocator::provider::system::SystemProvider;
+use hostblob_capset::Offer;
+use hostblob_protocol::Status;
+use hostblob_protocol::answers::{MIN_SIZE, Ring};
+use hostblob_protocol::request::{Copy, ImportResource, OpenAnswers, Request};
+use hostblob_protocol::virtio_gpu::{
+    MemEntry, ResourceAttachBacking, ResourceUuid, TransferHost3d,
+};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
+
+use super::*;
+
+const MEMORY: u64 = 64 * PAGE;
+const RING: u32 = 100;
+const RING_OFFSET: u64 = (2 << 20) - PAGE;
+
+/// A guest with memory, and a context 1 with an answers ring.
+struct Machine {
+    gpu: Gpu,
+    memory: GuestMemoryMmap,
+    file: File,
+    sequence: u64,
+}
+
+fn memory_of(file: &File, offset: u64) -> GuestMemoryMmap {
+    let file = FileOffset::new(file.try_clone().unwrap(), offset);
+    let size = (MEMORY / 2) as usize;
+    GuestMemoryMmap::from_ranges_with_files([(GuestAddress(0x10_0000), size, Some(file))]).unwrap()
+}
+
+impl Machine {
+    fn new() -> Self {
+        Self::with(Arc::new(SystemProvider::new(None)))
+    }
+
+    fn with(provider: Arc<dyn Provider>) -> Self {
+        let limits = Limits {
+            window_size: 2 << 20,
+            memory_limit: 1 << 20,
+            context_limit: 1 << 20,
+            warm_limit: 0,
+        };
+        let host = Host::new(provider, limits).unwrap();
+        let gpu = Gpu::new(&host, CAPSET_ID, BlobMem::all(), Arc::new(|| {})).unwrap();
+        let flags = rustix::fs::MemfdFlags::CLOEXEC;
+        let file = File::from(rustix::fs::memfd_create("guest", flags).unwrap());
+        file.set_len(MEMORY).unwrap();
+        let memory = memory_of(&file, 0);
+        let mut machine = Self {
+            gpu,
+            memory,
+            file,
+            sequence: 0,
+        };
+        machine.ok(cmd::CTX_CREATE, 1, &context_body());
+        machine.ok(cmd::RESOURCE_CREATE_BLOB, 1, &blob(RING, 0, 1));
+        let mapped = machine.run(cmd::RESOURCE_MAP_BLOB, 0, &map(RING, RING_OFFSET));
+        assert_eq!(mapped.unwrap().kind(), resp::OK_MAP_INFO);
+        let offer = Offer::EVERYTHING;
+        let open = OpenAnswers {
+            resource_id: RING,
+            major: offer.major,
+            minor: offer.minor,
+            requests: offer.requests,
+            create_flags: offer.create_flags,
+        };
+        assert_eq!(machine.ask(open), Status::Ok);
+        machine
+    }
+
+    fn run<T: IntoBytes + Immutable + ?Sized>(
+        &mut self,
+        kind: u32,
+        context: u32,
+        body: &T,
+    ) -> Option<Response> {
+        let command = bytes(header(kind, context), body);
+        self.gpu.execute(7, &command, &self.memory)
+    }
+
+    fn ok<T: IntoBytes + Immutable + ?Sized>(&mut self, kind: u32, context: u32, body: &T) {
+        let response = self.run(kind, context, body).unwrap_or_else(|| self.late());
+        assert_eq!(response.kind(), resp::OK_NODATA, "{kind:#x}");
+    }
+
+    /// The response that was kept.
+    fn late(&mut self) -> Response {
+        loop {
+            let mut done = self.gpu.completed();
+            if let Some((tag, response)) = done.pop() {
+                assert!(tag == 7 && done.is_empty());
+                return response;
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    fn refused<T: IntoBytes + Immutable + ?Sized>(&mut self, kind: u32, body: &T, code: u32) {
+        let response = self.run(kind, 1, body).expect("an answer at once");
+        assert_eq!(response.kind(), code, "{kind:#x}");
+    }
+
+    fn send(&mut self, request: impl Into<Request>) -> u64 {
+        self.sequence += 1;
+        let data = EnvelopeBuilder::new(self.sequence).request(request).build();
+        self.ok(cmd::SUBMIT_3D, 1, submit(&data).as_slice());
+        self.sequence
+    }
+
+    fn answer(&mut self, sequence: u64) -> Option<(Status, [u64; 2])> {
+        self.gpu.completed();
+        let mut bytes = vec![0; MIN_SIZE];
+        rustix::io::pread(self.gpu.window_fd(), &mut bytes, RING_OFFSET).unwrap();
+        let words: Vec<_> = bytes
+            .chunks_exact(8)
+            .map(|word| AtomicU64::new(u64::from_ne_bytes(word.try_into().unwrap())))
+            .collect();
+        let answer = Ring::new(&words).unwrap().read(sequence)?;
+        Some((answer.status, answer.details))
+    }
+
+    fn ask(&mut self, request: impl Into<Request>) -> Status {
+        let sequence = self.send(request);
+        loop {
+            if let Some((status, _)) = self.answer(sequence) {
+                return status;
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    /// A blob of guest pages as Linux makes one: by no context, then attached to the process's.
+    fn guest_blob(&mut self, resource: u32, pages: &[u64]) {
+        let body = guest_blob(resource, blob_mem::GUEST, pages);
+        self.ok(cmd::RESOURCE_CREATE_BLOB, 0, body.as_slice());
+        self.ok(cmd::CTX_ATTACH_RESOURCE, 1, &only(resource));
+    }
+
+    fn name(&mut self, resource: u32, client_id: u64) -> Status {
+        self.ask(ImportResource {
+            client_id,
+            resource_id: resource,
+        })
+    }
+
+    fn fill(&mut self, client_id: u64, offset: u64, length: u64, value: u32) -> Status {
+        self.ask(fill(client_id, offset, length, value))
+    }
+
+    /// The first word of a page of guest memory.
+    fn word(&self, page: u64) -> u32 {
+        let mut word = [0; 4];
+        self.file.read_exact_at(&mut word, page * PAGE).unwrap();
+        u32::from_le_bytes(word)
+    }
+}
+
+fn fill(client_id: u64, offset: u64, length: u64, value: u32) -> Fill {
+    let range = MemoryRange {
+        client_id,
+        offset,
+        length,
+    };
+    Fill { range, value }
+}
+
+fn count(pages: &[u64]) -> u32 {
+    u32::try_from(pages.len()).unwrap()
+}
+
+fn entries(pages: &[u64]) -> Vec<u8> {
+    let entry = |page: &u64| MemEntry {
+        addr: (0x10_0000 + page * PAGE).into(),
+        length: 4096.into(),
+        padding: 0.into(),
+    };
+    pages
+        .iter()
+        .flat_map(|page| entry(page).as_bytes().to_vec())
+        .collect()
+}
+
+fn guest_blob(resource: u32, blob_mem: u32, pages: &[u64]) -> Vec<u8> {
+    let create = ResourceCreateBlob {
+        blob_mem: blob_mem.into(),
+        blob_flags: blob_flag::USE_SHAREABLE.into(),
+        nr_entries: count(pages).into(),
+        ..blob(resource, 0, pages.len() as u64)
+    };
+    [create.as_bytes(), &entries(pages)].concat()
+}
+
+fn attach(resource: u32, pages: &[u64]) -> Vec<u8> {
+    let attach = ResourceAttachBacking {
+        resource_id: resource.into(),
+        nr_entries: count(pages).into(),
+    };
+    [attach.as_bytes(), &entries(pages)].concat()
+}
+
+#[test]
+fn the_gpu_works_on_scattered_pages_of_the_guest() {
+    let mut machine = Machine::new();
+    machine.guest_blob(1, &[9, 3, 4, 20]);
+    assert_eq!(machine.name(1, 50), Status::Ok);
+    assert_eq!(machine.fill(50, 0, 2 * PAGE, 7), Status::Ok);
+    assert_eq!(machine.fill(50, 3 * PAGE, PAGE, 8), Status::Ok);
+    let words: Vec<_> = (0..32).map(|page| machine.word(page)).collect();
+    let mut expected = [0; 32];
+    (expected[9], expected[3], expected[20]) = (7, 7, 8);
+    assert_eq!(words, expected);
+
+    // To memory of the host and back into another guest blob.
+    let create = Create {
+        client_id: 60,
+        size: 4 * PAGE,
+        memory: MemorySelector::Properties(0),
+        flags: CreateFlags::HOST_VISIBLE,
+        alignment: 0,
+        expected_cache: CacheMode::Any,
+    };
+    assert_eq!(machine.ask(create), Status::Ok);
+    machine.guest_blob(2, &[31, 30, 29, 28]);
+    assert_eq!(machine.name(2, 61), Status::Ok);
+    let copy = |from, to| Copy {
+        source: MemoryRange {
+            client_id: from,
+            offset: 0,
+            length: 4 * PAGE,
+        },
+        destination_client_id: to,
+        destination_offset: 0,
+    };
+    assert_eq!(machine.ask(copy(50, 60)), Status::Ok);
+    assert_eq!(machine.ask(copy(60, 61)), Status::Ok);
+    let words: Vec<_> = (28..32).map(|page| machine.word(page)).collect();
+    assert_eq!(words, [8, 0, 7, 7]);
+}
+
+#[test]
+fn without_backing_there_is_nothing_to_use() {
+    let mut machine = Machine::new();
+    let empty = ResourceCreateBlob {
+        nr_entries: 0.into(),
+        size: (2 * PAGE).into(),
+        blob_mem: blob_mem::GUEST.into(),
+        ..blob(1, 0, 2)
+    };
+    machine.ok(cmd::RESOURCE_CREATE_BLOB, 0, &empty);
+    machine.ok(cmd::CTX_ATTACH_RESOURCE, 1, &only(1));
+    assert_eq!(machine.name(1, 50), Status::Ok);
+    assert_eq!(machine.fill(50, 0, 4, 1), Status::NoBacking);
+    let invalid = resp::ERR_INVALID_PARAMETER;
+    machine.refused(cmd::RESOURCE_DETACH_BACKING, &only(1), invalid);
+    machine.ok(
+        cmd::RESOURCE_ATTACH_BACKING,
+        0,
+        attach(1, &[5, 6]).as_slice(),
+    );
+    assert_eq!(machine.fill(50, PAGE, 4, 1), Status::Ok);
+    assert_eq!(machine.word(6), 1);
+    let again = attach(1, &[7, 8]);
+    machine.refused(cmd::RESOURCE_ATTACH_BACKING, again.as_slice(), invalid);
+    machine.ok(cmd::RESOURCE_DETACH_BACKING, 0, &only(1));
+    assert_eq!(machine.fill(50, 0, 4, 1), Status::NoBacking);
+    machine.ok(cmd::RESOURCE_ATTACH_BACKING, 0, again.as_slice());
+    assert_eq!(machine.fill(50, 0, 4, 9), Status::Ok);
+    assert_eq!((machine.word(7), machine.word(5)), (9, 0));
+    // The name outlives the blob, its pages do not.
+    machine.ok(cmd::RESOURCE_UNREF, 0, &only(1));
+    assert_eq!(machine.fill(50, 0, 4, 1), Status::NoBacking);
+}
+
+#[test]
+fn nonsense_is_refused_and_changes_nothing() {
+    let mut machine = Machine::new();
+    let (invalid, resource) = (resp::ERR_INVALID_PARAMETER, resp::ERR_INVALID_RESOURCE_ID);
+    let mut create = |body: Vec<u8>, code| {
+        machine.refused(cmd::RESOURCE_CREATE_BLOB, body.as_slice(), code);
+    };
+    create(guest_blob(1, blob_mem::HOST3D, &[1]), invalid);
+    create(guest_blob(1, 0, &[1]), invalid);
+    create(guest_blob(1, 4, &[1]), invalid);
+    create(guest_blob(1, blob_mem::GUEST, &[40]), invalid);
+    create(
+        guest_blob(1, blob_mem::GUEST, &[0, u64::MAX >> 13]),
+        invalid,
+    );
+    create(guest_blob(RING, blob_mem::GUEST, &[0]), resource);
+    let whole = guest_blob(1, blob_mem::GUEST, &[0, 1]);
+    create(whole[..whole.len() - 1].to_vec(), invalid);
+    let mut short = whole.clone();
+    short[12..16].copy_from_slice(&1_u32.to_le_bytes());
+    create(short, invalid);
+    let mut named = whole.clone();
+    named[16..24].copy_from_slice(&5_u64.to_le_bytes());
+    create(named, invalid);
+    let mut many = whole.clone();
+    many[12..16].copy_from_slice(&u32::MAX.to_le_bytes());
+    create(many, invalid);
+    let mut odd = whole.clone();
+    odd[32..40].copy_from_slice(&(0x10_0000_u64 + 512).to_le_bytes());
+    create(odd, invalid);
+    let mut nothing = whole;
+    nothing[40..44].copy_from_slice(&0_u32.to_le_bytes());
+    create(nothing, invalid);
+    let other_context = machine.run(
+        cmd::RESOURCE_CREATE_BLOB,
+        0,
+        guest_blob(1, blob_mem::HOST3D_GUEST, &[1]).as_slice(),
+    );
+    assert_eq!(other_context.unwrap().kind(), resp::ERR_INVALID_CONTEXT_ID);
+    machine.guest_blob(1, &[0]);
+    machine.refused(cmd::RESOURCE_MAP_BLOB, &map(1, 0), invalid);
+    machine.refused(cmd::RESOURCE_ATTACH_BACKING, &[0_u8; 4], invalid);
+    let ring = attach(RING, &[1]);
+    machine.refused(cmd::RESOURCE_ATTACH_BACKING, ring.as_slice(), invalid);
+    assert_eq!(machine.name(RING + 1, 9), Status::InvalidArgument);
+    machine.ok(cmd::CTX_DETACH_RESOURCE, 1, &only(1));
+    assert_eq!(machine.name(1, 9), Status::InvalidArgument);
+}
+
+/// QEMU makes what it maps for us a part of guest memory.
+#[test]
+fn the_window_is_no_guest_memory() {
+    let mut machine = Machine::new();
+    let window = File::from(machine.gpu.window_fd().try_clone_to_owned().unwrap());
+    machine.memory = memory_of(&window, 0);
+    let body = guest_blob(1, blob_mem::GUEST, &[3]);
+    let code = resp::ERR_INVALID_PARAMETER;
+    machine.refused(cmd::RESOURCE_CREATE_BLOB, body.as_slice(), code);
+}
+
+#[test]
+fn transfers_move_the_box_and_nothing_else() {
+    let mut machine = Machine::new();
+    let body = guest_blob(1, blob_mem::HOST3D_GUEST, &[2, 1]);
+    machine.ok(cmd::RESOURCE_CREATE_BLOB, 1, body.as_slice());
+    assert_eq!(machine.name(1, 50), Status::Ok);
+    machine.file.write_all_at(&[3; 8192], PAGE).unwrap();
+    let transfer = |x: u32, w: u32, h: u32, stride: u32, offset: u64| TransferHost3d {
+        x: x.into(),
+        w: w.into(),
+        h: h.into(),
+        d: 1.into(),
+        stride: stride.into(),
+        offset: offset.into(),
+        resource_id: 1.into(),
+        ..TransferHost3d::default()
+    };
+    // Two rows of 8 bytes at 16, 100 bytes apart, to the host; then the whole of the host's memory to the guest.
+    machine.ok(cmd::TRANSFER_TO_HOST_3D, 1, &transfer(16, 8, 2, 100, 4092));
+    machine.ok(cmd::TRANSFER_FROM_HOST_3D, 1, &transfer(0, 8192, 1, 0, 0));
+    assert_eq!(
+        machine.fill(50, 0, 4, 0),
+        Status::Ok,
+        "in order: all is done"
+    );
+    let mut bytes = [0; 8192];
+    // The blob's first page is the memory's second.
+    machine
+        .file
+        .read_exact_at(&mut bytes[..4096], 2 * PAGE)
+        .unwrap();
+    machine
+        .file
+        .read_exact_at(&mut bytes[4096..], PAGE)
+        .unwrap();
+    let mut expected = [0; 8192];
+    expected[16..24].fill(3);
+    expected[116..124].fill(3);
+    assert!(bytes == expected);
+
+    let invalid = resp::ERR_INVALID_PARAMETER;
+    let to_host = cmd::TRANSFER_TO_HOST_3D;
+    machine.refused(to_host, &transfer(0, 8193, 1, 0, 0), invalid);
+    machine.refused(to_host, &transfer(0, 1, 1, 0, 8192), invalid);
+    machine.guest_blob(2, &[7]);
+    let no_shadow = TransferHost3d {
+        resource_id: 2.into(),
+        ..transfer(0, 1, 1, 0, 0)
+    };
+    machine.refused(to_host, &no_shadow, invalid);
+    let level = TransferHost3d {
+        level: 1.into(),
+        ..transfer(0, 1, 1, 0, 0)
+    };
+    machine.refused(to_host, &level, invalid);
+}
+
+#[test]
+fn the_guest_has_its_pages_back_when_the_gpu_has_let_go() {
+    let fake = Arc::new(FakeProvider::new());
+    let mut machine = Machine::with(Arc::clone(&fake) as Arc<dyn Provider>);
+    for (resource, kind) in [(1, cmd::RESOURCE_DETACH_BACKING), (2, cmd::RESOURCE_UNREF)] {
+        machine.guest_blob(resource, &[1, 5]);
+        assert_eq!(machine.name(resource, resource.into()), Status::Ok);
+        fake.hold();
+        let sequence = machine.send(fill(resource.into(), 0, PAGE, 1));
+        assert!(machine.run(kind, 0, &only(resource)).is_none());
+        assert_eq!(machine.gpu.completed(), []);
+        assert_eq!(machine.answer(sequence), None);
+        fake.release_all();
+        assert_eq!(machine.late().kind(), resp::OK_NODATA);
+    }
+}
+
+#[test]
+fn a_vmm_that_moves_the_memory_is_followed() {
+    let mut machine = Machine::new();
+    machine.guest_blob(1, &[3]);
+    assert_eq!(machine.name(1, 50), Status::Ok);
+    assert_eq!(machine.fill(50, 0, 4, 1), Status::Ok);
+    assert_eq!(machine.word(3), 1);
+    machine.gpu.guest_pages_changed(&GuestMemoryMmap::default());
+    assert_eq!(machine.fill(50, 0, 4, 2), Status::NoBacking);
+    let moved = memory_of(&machine.file, MEMORY / 2);
+    machine.gpu.guest_pages_changed(&moved);
+    assert_eq!(machine.fill(50, 0, 4, 3), Status::Ok);
+    assert_eq!((machine.word(3), machine.word(32 + 3)), (1, 3));
+}
+
+#[test]
+fn a_shareable_blob_has_one_uuid() {
+    let mut machine = Machine::new();
+    machine.guest_blob(1, &[3]);
+    let mut uuid = || {
+        let response = machine.run(cmd::RESOURCE_ASSIGN_UUID, 0, &only(1)).unwrap();
+        assert_eq!(response.kind(), resp::OK_RESOURCE_UUID);
+        ResourceUuid::read_from_bytes(&response.as_bytes()[24..]).unwrap()
+    };
+    let first = uuid();
+    assert_eq!(first, uuid());
+    let import = hostblob_protocol::request::Import {
+        client_id: 5,
+        uuid: first.uuid,
+    };
+    assert_eq!(machine.ask(import), Status::Ok);
+    assert_eq!(machine.fill(5, 0, 4, 6), Status::Ok);
+    assert_eq!(machine.word(3), 6);
+    assert_eq!(machine.ask(import), Status::ClientIdInUse);
+    let unknown = hostblob_protocol::request::Import {
+        client_id: 6,
+        uuid: [1; 16],
+    };
+    assert_eq!(machine.ask(unknown), Status::UnknownUuid);
+}
