@@ -29,6 +29,7 @@ fn golden_files() {
     commands(&mut folder);
     backing_commands(&mut folder);
     responses(&mut folder);
+    crate::export::golden_files(&mut folder);
     folder.finish();
 }
 
