@@ -17,6 +17,7 @@ use hostblob_protocol::request::CreateFlags;
 use uuid::Uuid;
 
 use crate::context::ContextRef;
+use crate::exports::ExportId;
 use crate::provider::{AttachmentId, FileId, Piece};
 use crate::quota::Charge;
 use crate::window::{Lease, ParkingSpot};
@@ -35,8 +36,10 @@ pub(crate) enum Home {
     Parked(ParkingSpot),
     /// In device memory, under its attachment.
     Device,
-    /// In files of somebody else: the guest's own pages.
+    /// In the guest's own pages.
     Pages(Pages),
+    /// In memory of a host process.
+    Foreign(Pages),
     /// In pages of the guest, once it attaches some.
     Unbacked,
 }
@@ -108,6 +111,10 @@ pub(crate) struct Memory {
     pub(crate) names: Vec<Name>,
     /// What it is shared as.
     pub(crate) uuid: Option<Uuid>,
+    /// What host processes know it by.
+    pub(crate) export: Option<ExportId>,
+    /// For logs, and for host processes.
+    pub(crate) label: Option<Box<str>>,
     pub(crate) size: u64,
     pub(crate) memory_type: u32,
     pub(crate) flags: CreateFlags,
@@ -168,7 +175,9 @@ impl Memory {
         match &self.home {
             Home::Window(lease) => Some(lease.words()),
             Home::Parked(spot) => Some(spot.file().words(spot.span())),
-            Home::Nowhere | Home::Device | Home::Pages(_) | Home::Unbacked => None,
+            Home::Nowhere | Home::Device | Home::Pages(_) | Home::Foreign(_) | Home::Unbacked => {
+                None
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ use hostblob_protocol::{DecodeError, Status};
 use thiserror::Error;
 use uuid::Uuid;
 
+use crate::exports::ExportError;
 use crate::provider::ProviderError;
 use crate::quota::{Exceeded, Level};
 use crate::window::SpanError;
@@ -158,6 +159,15 @@ pub enum Error {
     /// Nothing is shared under this UUID.
     #[error("nothing is shared under the UUID {0}")]
     UnknownUuid(Uuid),
+    /// The time to wait is over.
+    #[error("a host process still uses it")]
+    Timeout,
+    /// A host process has the memory open, which must stay where it is.
+    #[error("a host process has the memory open: it cannot move")]
+    InUse,
+    /// The export socket's side refused.
+    #[error("export: {0}")]
+    Export(#[from] ExportError),
     /// The host cannot park more bytes, or make the file for it.
     #[error("the host cannot keep the bytes outside the window: {0}")]
     Parking(String),
@@ -209,6 +219,9 @@ impl Error {
             Error::Fragmented { .. } => Status::TooManyObjects,
             Error::NotShareable => Status::NotShareable,
             Error::UnknownUuid(_) => Status::UnknownUuid,
+            Error::Timeout => Status::Timeout,
+            Error::InUse => Status::InUse,
+            Error::Export(error) => error.status(),
             Error::Parking(_) | Error::GpuTimeout(_) => Status::OutOfHostMemory,
             Error::Provider(error) => provider_status(error),
         }

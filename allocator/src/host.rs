@@ -5,13 +5,18 @@ use std::sync::Arc;
 use hostblob_capset::{BlobMem, Cache, Capset, Heap, Limits, MemoryType, Offer, WindowMode};
 use hostblob_protocol::request::{Request, request_bit};
 
-use crate::guest::{Guest, Waker};
+use crate::exports::Exports;
+use crate::guest::{Exporter, Guest, Waker};
+use crate::provider::udmabuf::Udmabuf;
 use crate::provider::{Description, Placement, Provider, ProviderKind};
 use crate::quota::{Level, Quota};
 use crate::window::PAGE;
 
 /// Memories and blobs that one context may hold: bounds the tables that a guest can grow.
 pub const MAX_CONTEXT_OBJECTS: u32 = 65536;
+
+/// Waits for host processes that one context may have under way.
+pub(crate) const MAX_HOLDS: usize = 1024;
 
 const HOST_VISIBLE: u32 = 0x2;
 const HOST_CACHED: u32 = 0x8;
@@ -68,6 +73,10 @@ pub struct Host {
     pub(crate) config: Config,
     pub(crate) capset: Capset,
     pub(crate) quota: Arc<Quota>,
+    /// What guests show to host processes.
+    pub(crate) exports: Option<Arc<Exports>>,
+    /// What makes descriptors of their memory.
+    pub(crate) exporter: Option<Exporter>,
 }
 
 impl std::fmt::Debug for Host {
@@ -81,10 +90,38 @@ impl std::fmt::Debug for Host {
 impl Host {
     /// Puts a provider and limits together.
     pub fn new(provider: Arc<dyn Provider>, config: Config) -> Result<Arc<Self>, ConfigError> {
+        Self::build(provider, config, None, None)
+    }
+
+    /// A host whose guests may show memory to other processes of this host. Where the kernel's udmabuf does not work, which makes
+    /// descriptors of their pages, they cannot, and are told so; they can import what those processes hand in.
+    pub fn with_exports(
+        provider: Arc<dyn Provider>,
+        config: Config,
+        exports: Arc<Exports>,
+    ) -> Result<Arc<Self>, ConfigError> {
+        let exporter = match Udmabuf::open() {
+            Ok(udmabuf) => Some(Exporter::Udmabuf(udmabuf)),
+            Err(why) => {
+                log::warn!(
+                    "guests cannot export memory to host processes: {why}; `modprobe udmabuf`, and access for this user, are needed"
+                );
+                None
+            }
+        };
+        Self::build(provider, config, Some(exports), exporter)
+    }
+
+    pub(crate) fn build(
+        provider: Arc<dyn Provider>,
+        config: Config,
+        exports: Option<Arc<Exports>>,
+        exporter: Option<Exporter>,
+    ) -> Result<Arc<Self>, ConfigError> {
         if !config.window_size.is_power_of_two() || config.window_size < MIN_WINDOW {
             return Err(ConfigError::WindowSize(config.window_size));
         }
-        let capset = capset(provider.description(), &config);
+        let capset = capset(provider.description(), &config, exporter.is_some());
         for limit in [config.memory_limit, config.context_limit] {
             if limit < u64::from(capset.page_size) {
                 return Err(ConfigError::LimitTooSmall(
@@ -99,6 +136,8 @@ impl Host {
             config,
             capset,
             quota,
+            exports,
+            exporter,
         }))
     }
 
@@ -118,7 +157,7 @@ impl Host {
     }
 }
 
-fn capset(description: &Description, config: &Config) -> Capset {
+fn capset(description: &Description, config: &Config, exporting: bool) -> Capset {
     let page_size = description.attach_alignment.max(PAGE);
     let max_blob_size = description
         .max_allocation_size
@@ -127,7 +166,7 @@ fn capset(description: &Description, config: &Config) -> Capset {
         .min(config.window_size);
     Capset {
         offer: Offer {
-            requests: Request::ALL & !EXPORTING,
+            requests: Request::ALL & !if exporting { 0 } else { EXPORTING },
             ..Offer::EVERYTHING
         },
         window_mode: WindowMode::Premapped,

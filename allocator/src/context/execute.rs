@@ -38,10 +38,25 @@ impl Guest {
         };
         let before = self.work.submitted();
         let mut details = NOTHING;
+        let mut wait = None;
         let mut index = 0;
         for (position, request) in (0..).zip(&envelope.requests) {
             index = position;
-            match self.execute(context, request) {
+            let done = match (request, wait) {
+                (_, Some(_)) => Err(Error::Argument {
+                    field: "requests",
+                    value: position.into(),
+                    expected: "none after WAIT_RELEASED",
+                }),
+                (Request::WaitReleased(request), None) => {
+                    self.wait_released(context, ring, request).map(|hold| {
+                        wait = hold;
+                        NOTHING
+                    })
+                }
+                _ => self.execute(context, request),
+            };
+            match done {
                 Ok(answered) => details = answered,
                 Err(error) => {
                     self.note_work(context, ring, before);
@@ -55,6 +70,9 @@ impl Guest {
                     return self.answer_failure(context, envelope.sequence, index, error);
                 }
             }
+            if let (Request::Create(create), Some(name)) = (request, &envelope.debug_name) {
+                self.label(context, create.client_id, &name.name);
+            }
         }
         self.note_work(context, ring, before);
         let answer = Answer {
@@ -63,7 +81,10 @@ impl Guest {
             index,
             details,
         };
-        self.answer(context, before, answer);
+        match wait {
+            Some(hold) => self.answer_after(context, hold, answer),
+            None => self.answer(context, before, answer),
+        }
         Ok(())
     }
 
@@ -83,10 +104,11 @@ impl Guest {
             Request::Import(request) => self.import(context, request),
             Request::ImportResource(request) => self.import_resource(context, request),
             Request::Share(request) => self.share(context, request),
-            Request::Publish(_)
-            | Request::Withdraw(_)
-            | Request::Present(_)
-            | Request::WaitReleased(_) => Err(Error::Unsupported("an export socket")),
+            Request::Publish(request) => self.publish(context, request),
+            Request::Withdraw(request) => self.withdraw(context, request),
+            Request::Present(request) => self.present(context, request),
+            // Begins in `submit`: its answer comes later.
+            Request::WaitReleased(_) => Ok(NOTHING),
         }
     }
 
@@ -196,6 +218,8 @@ impl Guest {
                 imported: false,
             }],
             uuid: None,
+            export: None,
+            label: None,
             size: request.size,
             memory_type,
             flags: request.flags,

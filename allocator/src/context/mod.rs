@@ -3,7 +3,7 @@
 pub(crate) mod answers;
 mod execute;
 
-pub(crate) use execute::{Details, map_info};
+pub(crate) use execute::{Details, NOTHING, map_info};
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use std::sync::Arc;
 use hostblob_capset::Agreed;
 
 use crate::blob::MemoryKey;
+use crate::guest::HoldId;
 use crate::quota::Quota;
 
 /// Contexts that one guest may have: bounds the table that a guest can grow.
@@ -44,4 +45,6 @@ pub(crate) struct Context {
     pub(crate) answers: Option<(MemoryKey, Agreed)>,
     /// The last GPU work of each ring.
     pub(crate) last_work: BTreeMap<u8, u64>,
+    /// What each ring waits for besides work.
+    pub(crate) holds: Vec<(u8, HoldId)>,
 }

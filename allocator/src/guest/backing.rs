@@ -286,6 +286,8 @@ impl Guest {
             context: ContextRef::NOBODY,
             names: Vec::new(),
             uuid: None,
+            export: None,
+            label: None,
             size: spec.size,
             memory_type,
             flags: spec.shareable(),
@@ -297,16 +299,18 @@ impl Guest {
         })
     }
 
-    /// Takes the guest's pages from a memory, if it has any: the guest has them back when the fence is reached.
+    /// Takes pages that are not ours from a memory, if it has any. The guest has its own back when the fence is reached: when the GPU,
+    /// and whoever has the memory open, has let go of them.
     pub(super) fn release_pages(&mut self, key: MemoryKey) -> Fence {
         let Some(memory) = self
             .memories
             .get_mut(&key)
-            .filter(|memory| matches!(memory.home, Home::Pages(_)))
+            .filter(|memory| matches!(memory.home, Home::Pages(_) | Home::Foreign(_)))
         else {
             return Fence::default();
         };
-        let Home::Pages(pages) = std::mem::replace(&mut memory.home, Home::Unbacked) else {
+        let home = std::mem::replace(&mut memory.home, Home::Unbacked);
+        let (Home::Pages(pages) | Home::Foreign(pages)) = home else {
             return Fence::default();
         };
         if let Some(attachment) = memory.attachment.take() {
@@ -314,12 +318,13 @@ impl Guest {
                 .work
                 .submit(Request::Release { attachment }, Pending::Release);
         }
-        let fence = Fence::at(memory.released_at);
+        let mut fence = Fence::at(memory.released_at);
         if pages.known {
             let file = pages.file;
             self.work
                 .submit(Request::RemoveFile { file }, Pending::Work);
         }
+        fence.join(self.hide(key));
         fence
     }
 }

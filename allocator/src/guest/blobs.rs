@@ -140,6 +140,8 @@ impl Guest {
             context: owner,
             names: Vec::new(),
             uuid: None,
+            export: None,
+            label: None,
             size: spec.size,
             memory_type,
             flags: CreateFlags::HOST_VISIBLE | spec.shareable(),
@@ -263,7 +265,10 @@ impl Guest {
         let Some(key) = blob.memory else {
             return Ok(fence);
         };
-        fence.join(self.release_pages(key));
+        let memory = self.memories.get(&key);
+        if memory.is_some_and(Memory::is_guest_backed) {
+            fence.join(self.release_pages(key));
+        }
         let Some(memory) = self.memories.get_mut(&key) else {
             return Ok(fence);
         };

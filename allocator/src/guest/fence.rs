@@ -1,24 +1,78 @@
 //! When something is over: GPU work, and host processes that use what a guest wants back.
+//!
+//! GPU work ends in order, so a number says how far it is. Host processes end when they please: each thing that is waited for is a
+//! *hold*, looked at when the export socket's side wakes the guest, and when its time is over.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use hostblob_protocol::Status;
+use hostblob_protocol::answers::Answer;
 
 use super::Guest;
+use crate::Error;
+use crate::context::ContextRef;
+use crate::exports::{ExportId, GuestExports};
+use crate::host::MAX_HOLDS;
+
+/// Name of a hold within its guest; never used again.
+pub(crate) type HoldId = u64;
 
 /// Something in the future that a response waits for; at first, nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Fence {
     /// In the guest's GPU work; 0 is reached from the beginning.
     point: u64,
+    holds: Vec<HoldId>,
 }
 
 impl Fence {
     /// Reached when the GPU work up to `point` is done.
     pub(crate) fn at(point: u64) -> Self {
-        Self { point }
+        Self {
+            point,
+            holds: Vec::new(),
+        }
     }
 
     /// Reached when both are.
     pub fn join(&mut self, other: Self) {
         self.point = self.point.max(other.point);
+        self.holds.extend(other.holds);
     }
+}
+
+/// What a hold waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Until {
+    /// No host process has it open.
+    Closed(ExportId),
+    /// No host process uses the buffer at this offset.
+    Released(ExportId, u64),
+}
+
+impl Until {
+    pub(crate) fn is_over(self, exports: &GuestExports) -> bool {
+        match self {
+            Self::Closed(id) => !exports.is_open(id),
+            Self::Released(id, offset) => !exports.in_use(id, offset),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Hold {
+    until: Until,
+    deadline: Option<Instant>,
+    /// Who is told.
+    answer: Option<(ContextRef, Answer)>,
+}
+
+/// All holds of a guest.
+#[derive(Debug, Default)]
+pub(crate) struct Holds {
+    live: BTreeMap<HoldId, Hold>,
+    last: HoldId,
 }
 
 impl Guest {
@@ -26,19 +80,122 @@ impl Guest {
     /// guest.
     pub fn fence(&self, context: u32, ring: Option<u8>) -> Fence {
         if context == 0 {
-            return Fence::at(self.work.submitted());
+            return Fence {
+                point: self.work.submitted(),
+                holds: self.holds.live.keys().copied().collect(),
+            };
         }
         let Some(context) = self.contexts.get(&context) else {
             return Fence::default();
         };
-        Fence::at(match ring {
-            Some(ring) => context.last_work.get(&ring).copied().unwrap_or(0),
-            None => context.last_work.values().copied().max().unwrap_or(0),
-        })
+        let on_ring = |at: &u8| ring.is_none_or(|ring| ring == *at);
+        let work = context.last_work.iter().filter(|(at, _)| on_ring(at));
+        let holds = context.holds.iter().filter(|(at, _)| on_ring(at));
+        Fence {
+            point: work.map(|(_, point)| *point).max().unwrap_or(0),
+            holds: holds.map(|(_, hold)| *hold).collect(),
+        }
     }
 
     /// Whether it has been reached, as far as [`Guest::process_completions`] has looked.
     pub fn reached(&self, fence: &Fence) -> bool {
-        self.work.reached(fence.point)
+        let is_over = |hold: &HoldId| !self.holds.live.contains_key(hold);
+        self.work.reached(fence.point) && fence.holds.iter().all(is_over)
+    }
+
+    /// A fence that is reached when host processes have let go of it. It has no deadline: what the guest wants back is in use.
+    pub(super) fn hold(&mut self, until: Until) -> Fence {
+        let mut fence = Fence::default();
+        if let Some(exports) = &self.exports
+            && !until.is_over(exports)
+        {
+            fence.holds.push(self.holds.insert(until, None));
+        }
+        fence
+    }
+
+    /// A hold on the timeline of a ring, with a deadline.
+    pub(super) fn hold_on_ring(
+        &mut self,
+        context: u32,
+        ring: u8,
+        until: Until,
+        deadline: Instant,
+    ) -> Result<HoldId, Error> {
+        let asker = self
+            .contexts
+            .get_mut(&context)
+            .ok_or(Error::UnknownContext(context))?;
+        if asker.holds.len() >= MAX_HOLDS {
+            return Err(Error::TooManyObjects(MAX_HOLDS as u64));
+        }
+        let hold = self.holds.insert(until, Some(deadline));
+        asker.holds.push((ring, hold));
+        self.alarm.wake_at(deadline);
+        Ok(hold)
+    }
+
+    /// Answers when the hold is over.
+    pub(crate) fn answer_after(&mut self, context: u32, hold: HoldId, answer: Answer) {
+        let asker = self.contexts.get(&context).map(|context| context.me);
+        if let (Some(asker), Some(hold)) = (asker, self.holds.live.get_mut(&hold)) {
+            hold.answer = Some((asker, answer));
+        }
+    }
+
+    /// Ends the holds whose time has come.
+    pub(super) fn look_at_holds(&mut self) {
+        let Some(exports) = self
+            .exports
+            .as_ref()
+            .filter(|_| !self.holds.live.is_empty())
+        else {
+            return;
+        };
+        let now = Instant::now();
+        let mut over = Vec::new();
+        for (&id, hold) in &self.holds.live {
+            let timed_out = hold.deadline.is_some_and(|deadline| deadline <= now);
+            if hold.until.is_over(exports) {
+                over.push((id, Status::Ok));
+            } else if timed_out {
+                over.push((id, Status::Timeout));
+            }
+        }
+        for (id, status) in over {
+            let hold = self.holds.live.remove(&id);
+            let Some((context, answer)) = hold.and_then(|hold| hold.answer) else {
+                continue;
+            };
+            if let Some(context) = self.owner_mut(context) {
+                context.holds.retain(|(_, hold)| *hold != id);
+            }
+            self.write_answer(context, &Answer { status, ..answer });
+        }
+    }
+
+    /// Nobody waits any more.
+    pub(super) fn drop_holds(&mut self) {
+        self.holds.live.clear();
+    }
+
+    /// The context is gone, and what it waited for with it.
+    pub(super) fn drop_holds_of(&mut self, holds: &[(u8, HoldId)]) {
+        for (_, hold) in holds {
+            self.holds.live.remove(hold);
+        }
+    }
+}
+
+impl Holds {
+    fn insert(&mut self, until: Until, deadline: Option<Instant>) -> HoldId {
+        self.last += 1;
+        let hold = Hold {
+            until,
+            deadline,
+            answer: None,
+        };
+        self.live.insert(self.last, hold);
+        self.last
     }
 }

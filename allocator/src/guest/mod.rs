@@ -6,12 +6,15 @@
 //! | `blobs.rs` | the blob commands of virtio-gpu |
 //! | `backing.rs` | blobs in the guest's own pages, and transfers |
 //! | `sharing.rs` | names beyond one context |
-//! | `fence.rs` | when something is over |
+//! | `export.rs` | what host processes see |
+//! | `fence.rs`, `alarm.rs` | when something is over |
 //! | `residence.rs` | where bytes live: placing, parking, attaching the GPU, letting go |
 //! | `../context/execute.rs` | the requests of our own protocol |
 
+mod alarm;
 mod backing;
 mod blobs;
+mod export;
 mod fence;
 mod residence;
 mod sharing;
@@ -24,14 +27,20 @@ use std::time::Instant;
 
 pub use backing::{MAX_GUEST_PIECES, MAX_PIECES, MAX_TRANSFER_ROWS, Transfer};
 pub use blobs::{BlobSpec, MAX_RESOURCES, Mapped};
+pub(crate) use export::Exporter;
 pub use fence::Fence;
+pub(crate) use fence::HoldId;
 
 use uuid::Uuid;
+
+use alarm::Alarm;
+use fence::Holds;
 
 use crate::Error;
 use crate::blob::{Binding, Blob, Home, Memory, MemoryKey};
 use crate::context::answers::DeferredAnswers;
 use crate::context::{Context, ContextRef, MAX_CONTEXTS};
+use crate::exports::{ExportId, GuestExports};
 use crate::host::Host;
 use crate::provider::{AttachmentId, FileId, Request};
 use crate::quota::{Level, Quota};
@@ -54,6 +63,11 @@ pub struct Guest {
     pub(crate) memories: HashMap<MemoryKey, Memory>,
     /// What is shared, and under which name.
     uuids: HashMap<Uuid, MemoryKey>,
+    /// The export socket's side, where there is one.
+    exports: Option<GuestExports>,
+    shown: HashMap<ExportId, MemoryKey>,
+    holds: Holds,
+    alarm: Alarm,
     /// Pieces of guest pages that blobs have, all together.
     pieces: Arc<AtomicUsize>,
     pub(crate) deferred: DeferredAnswers,
@@ -80,6 +94,9 @@ impl std::fmt::Debug for Guest {
 impl Guest {
     pub(crate) fn new(host: Arc<Host>, waker: Waker) -> std::io::Result<Self> {
         let window = Window::new(host.config.window_size, host.config.warm_limit)?;
+        let exports = host.exports.as_ref();
+        let exports = exports.map(|exports| exports.guest(Waker::clone(&waker)));
+        let alarm = Alarm::new(Waker::clone(&waker));
         let mut work = Work::new(host.provider.as_ref(), waker);
         let add = Request::AddFile {
             file: WINDOW_FILE,
@@ -93,6 +110,10 @@ impl Guest {
             blobs: HashMap::new(),
             memories: HashMap::new(),
             uuids: HashMap::new(),
+            exports,
+            shown: HashMap::new(),
+            holds: Holds::default(),
+            alarm,
             pieces: Arc::default(),
             deferred: DeferredAnswers::default(),
             work,
@@ -139,6 +160,7 @@ impl Guest {
             quota: Quota::new(Level::Context, self.host.capset.limits.max_context_bytes),
             answers: None,
             last_work: BTreeMap::new(),
+            holds: Vec::new(),
         };
         log::debug!("context {id} ({name}) created");
         self.contexts.insert(id, context);
@@ -149,6 +171,7 @@ impl Guest {
     /// another context is attached to, keeps its bytes and its charge to the device until RESOURCE_UNREF.
     pub fn destroy_context(&mut self, id: u32) -> Result<(), Error> {
         let context = self.contexts.remove(&id).ok_or(Error::UnknownContext(id))?;
+        self.drop_holds_of(&context.holds);
         for blob in self.blobs.values_mut() {
             blob.attached.retain(|&attached| attached != id);
         }
@@ -216,11 +239,13 @@ impl Guest {
         self.blobs.contains_key(&id)
     }
 
-    /// Looks at finished work: writes answers, lets go of what the GPU no longer uses.
+    /// Looks at finished work: writes answers, lets go of what the GPU no longer uses, and answers host processes.
     pub fn process_completions(&mut self) {
         while let Some(done) = self.work.next_done() {
             self.finish(done);
         }
+        self.serve_exports();
+        self.look_at_holds();
     }
 
     /// Processes completions until `point` is reached, for at most [`GPU_TIMEOUT`].
@@ -280,6 +305,7 @@ impl Guest {
     pub fn reset(&mut self) {
         self.contexts.clear();
         self.blobs.clear();
+        self.drop_holds();
         let keys: Vec<MemoryKey> = self.memories.keys().copied().collect();
         for key in keys {
             self.retire(key);

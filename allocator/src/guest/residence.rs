@@ -20,6 +20,9 @@ impl Guest {
         {
             return Ok(());
         }
+        if !self.may_move(key) {
+            return Err(Error::InUse);
+        }
         let lease = self.make_room(key, span)?;
         self.detach(key)?;
         let Some(memory) = self.memories.get_mut(&key) else {
@@ -27,7 +30,7 @@ impl Guest {
         };
         let file = self.window.file();
         match &memory.home {
-            Home::Nowhere | Home::Device | Home::Pages(_) | Home::Unbacked => {}
+            Home::Nowhere | Home::Device | Home::Pages(_) | Home::Foreign(_) | Home::Unbacked => {}
             Home::Window(old) => file.copy_within(span, old.span()),
             Home::Parked(spot) => file.copy_from(span, spot.file(), spot.span()),
         }
@@ -42,8 +45,8 @@ impl Guest {
                 Ok(lease) => return Ok(lease),
                 Err(owners) => owners,
             };
-            let mapped = owners.iter().any(|owner| self.is_mapped(*owner));
-            if mapped {
+            let stays = |owner: &MemoryKey| self.is_mapped(*owner) || !self.may_move(*owner);
+            if owners.iter().any(stays) {
                 break;
             }
             for owner in owners {
@@ -112,6 +115,19 @@ impl Guest {
             .ok_or_else(|| Error::Parking("the parking file is full".into()))
     }
 
+    /// Gives a memory that has never been anywhere a place.
+    pub(super) fn settle(&mut self, key: MemoryKey) -> Result<(), Error> {
+        let Some(Home::Nowhere) = self.memories.get(&key).map(|memory| &memory.home) else {
+            return Ok(());
+        };
+        let size = self.memories.get(&key).map_or(0, |memory| memory.size);
+        let spot = self.park(size)?;
+        if let Some(memory) = self.memories.get_mut(&key) {
+            memory.home = Home::Parked(spot);
+        }
+        Ok(())
+    }
+
     /// Attaches the GPU to a memory, on its first use.
     pub(crate) fn attach(&mut self, key: MemoryKey) -> Result<AttachmentId, Error> {
         let gone = Error::NotMappable("the memory is gone");
@@ -119,18 +135,13 @@ impl Guest {
         if let Some(attachment) = memory.attachment {
             return Ok(attachment);
         }
-        if matches!(memory.home, Home::Nowhere) {
-            let spot = self.park(memory.size)?;
-            if let Some(memory) = self.memories.get_mut(&key) {
-                memory.home = Home::Parked(spot);
-            }
-        }
+        self.settle(key)?;
         let memory = self.memories.get_mut(&key).ok_or(gone)?;
         let (length, memory_type) = (memory.size, memory.memory_type);
         let (file, offset) = match &mut memory.home {
             Home::Window(lease) => (WINDOW_FILE, lease.span().start()),
             Home::Parked(spot) => (PARKING_FILE, spot.span().start()),
-            Home::Pages(pages) => {
+            Home::Pages(pages) | Home::Foreign(pages) => {
                 let file = pages.file;
                 if !std::mem::replace(&mut pages.known, true) {
                     let pieces = pages.pieces.clone();
@@ -175,6 +186,7 @@ impl Guest {
 
     /// Ends a memory: at once, or when the GPU has let go of it.
     pub(crate) fn retire(&mut self, key: MemoryKey) {
+        self.hide(key);
         self.release_pages(key);
         let Some(mut memory) = self.memories.remove(&key) else {
             return;

@@ -19,13 +19,14 @@ impl Guest {
     }
 
     /// The owner agrees that whoever is told the UUID uses the memory. It is random, so nobody guesses it.
-    fn share_memory(&mut self, key: MemoryKey) -> Result<Uuid, Error> {
+    pub(super) fn share_memory(&mut self, key: MemoryKey) -> Result<Uuid, Error> {
         let memory = self.memories.get_mut(&key).ok_or(Error::NotShareable)?;
         if !memory.flags.contains(CreateFlags::SHAREABLE) {
             return Err(Error::NotShareable);
         }
         let uuid = *memory.uuid.get_or_insert_with(Uuid::new_v4);
         self.uuids.insert(uuid, key);
+        self.show(key, uuid)?;
         Ok(uuid)
     }
 
@@ -37,8 +38,10 @@ impl Guest {
 
     pub(crate) fn import(&mut self, context: u32, request: &Import) -> Result<Details, Error> {
         let uuid = Uuid::from_bytes(request.uuid);
-        let key = *self.uuids.get(&uuid).ok_or(Error::UnknownUuid(uuid))?;
-        self.add_name(context, request.client_id, key)
+        match self.uuids.get(&uuid) {
+            Some(&key) => self.add_name(context, request.client_id, key),
+            None => self.import_foreign(context, request.client_id, uuid),
+        }
     }
 
     /// A blob that is attached to the context was passed on to its process: the guest's kernel says so.
@@ -60,6 +63,7 @@ impl Guest {
     /// Gives a memory another name. A name of somebody else's memory counts as an object of the context, and costs no bytes.
     fn add_name(&mut self, context: u32, client_id: u64, key: MemoryKey) -> Result<Details, Error> {
         let limit = self.host.capset.limits.max_context_blobs;
+        self.new_name(context, client_id)?;
         let asker = self
             .contexts
             .get_mut(&context)
@@ -68,16 +72,6 @@ impl Guest {
             .memories
             .get_mut(&key)
             .ok_or(Error::UnknownClientId(client_id))?;
-        if client_id == 0 {
-            return Err(Error::Argument {
-                field: "client_id",
-                value: 0,
-                expected: "not 0",
-            });
-        }
-        if asker.names.contains_key(&client_id) {
-            return Err(Error::ClientIdInUse(client_id));
-        }
         if asker.objects >= limit {
             return Err(Error::TooManyObjects(limit.into()));
         }

@@ -14,9 +14,11 @@ use hostblob_protocol::{EnvelopeBuilder, Status};
 
 use super::*;
 use crate::Config;
-use crate::provider::ProviderError;
 use crate::provider::fake::FakeProvider;
+use crate::provider::{Provider, ProviderError};
 use crate::window::{PAGE, Span};
+
+mod exports;
 
 const WINDOW: u64 = 2 << 20;
 const RING: u32 = 1000;
@@ -30,6 +32,10 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Self {
+        Self::with(|provider, config| Host::new(provider, config).unwrap())
+    }
+
+    fn with(host: impl FnOnce(Arc<dyn Provider>, Config) -> Arc<Host>) -> Self {
         let fake = Arc::new(FakeProvider::new());
         let config = Config {
             window_size: WINDOW,
@@ -37,11 +43,7 @@ impl Fixture {
             context_limit: 40 * PAGE,
             warm_limit: 16 * PAGE,
         };
-        let host = Host::new(
-            Arc::clone(&fake) as Arc<dyn crate::provider::Provider>,
-            config,
-        )
-        .unwrap();
+        let host = host(Arc::clone(&fake) as Arc<dyn Provider>, config);
         let guest = host.guest(Arc::new(|| {})).unwrap();
         Self {
             guest,

@@ -264,7 +264,7 @@ fn check_piece(piece: &Piece) -> Result<(), ProviderError> {
 }
 
 /// A memfd of `length` zero bytes, sealed against shrinking: what `AddFile` takes. For probes and tests.
-pub(super) fn sealed_memfd(name: &str, length: u64) -> Result<OwnedFd, Errno> {
+pub(crate) fn sealed_memfd(name: &str, length: u64) -> Result<OwnedFd, Errno> {
     use rustix::fs::MemfdFlags;
     let descriptor =
         rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;

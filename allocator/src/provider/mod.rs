@@ -33,12 +33,15 @@ mod outlet;
 mod select;
 mod table;
 mod trial;
-mod udmabuf;
+pub(crate) mod udmabuf;
 
 pub mod fake;
 pub mod gl;
 pub mod system;
 pub mod vulkan;
+
+#[cfg(test)]
+pub(crate) use mapping::sealed_memfd;
 
 #[cfg(test)]
 mod contract;

@@ -77,6 +77,8 @@ pub struct Window {
 pub struct Lease {
     shared: Arc<Shared>,
     span: Span,
+    /// Another process may hold the pages.
+    outside: bool,
 }
 
 /// What the window is made of at the moment, for people and tests.
@@ -166,6 +168,7 @@ impl Window {
         Ok(Lease {
             shared: Arc::clone(&self.shared),
             span,
+            outside: false,
         })
     }
 
@@ -227,6 +230,11 @@ impl Lease {
         self.span
     }
 
+    /// Another process gets the pages. It keeps them when the lease drops, and the next owner of the span gets others.
+    pub(crate) fn give_outside(&mut self) {
+        self.outside = true;
+    }
+
     /// The bytes as words.
     pub(crate) fn words(&self) -> &[AtomicU64] {
         self.shared.file.words(self.span)
@@ -235,6 +243,16 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        if self.outside
+            && let Err(error) = self.shared.file.punch(self.span)
+        {
+            // Whoever gets the span next would share it with a stranger: nobody gets it.
+            log::error!(
+                "{} bytes of the window are lost: exported pages cannot be given back: {error}",
+                self.span.len()
+            );
+            return;
+        }
         {
             let mut state = self.shared.state.lock();
             state

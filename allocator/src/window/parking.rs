@@ -36,6 +36,8 @@ pub(crate) struct ParkingSpot {
     parking: Arc<Inner>,
     span: Span,
     allocation: Allocation,
+    /// Another process may hold the pages.
+    outside: bool,
 }
 
 impl std::fmt::Debug for ParkingSpot {
@@ -74,6 +76,7 @@ impl Parking {
                 parking: Arc::clone(&self.0),
                 span,
                 allocation,
+                outside: false,
             }),
             Err(_) => {
                 self.0.spots.lock().free(allocation);
@@ -91,11 +94,21 @@ impl ParkingSpot {
     pub(crate) fn file(&self) -> &SharedFile {
         &self.parking.file
     }
+
+    /// Another process gets the pages. It keeps them when the spot drops, and the next owner gets others.
+    pub(crate) fn give_outside(&mut self) {
+        self.outside = true;
+    }
 }
 
 impl Drop for ParkingSpot {
     fn drop(&mut self) {
-        if self.parking.file.punch(self.span).is_err() {
+        if let Err(error) = self.parking.file.punch(self.span) {
+            if self.outside {
+                // Whoever gets the spot next would share it with a stranger: nobody gets it.
+                log::error!("a parking spot is lost: exported pages cannot be given back: {error}");
+                return;
+            }
             self.parking.file.zero_resident(self.span, |_| {});
         }
         self.parking.spots.lock().free(self.allocation);

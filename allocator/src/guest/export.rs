@@ -1,0 +1,303 @@
+//! What host processes see of a guest's memories, through the export socket.
+//!
+//! A memory that is shown has a descriptor of its pages and of no others, made when somebody first asks. From then on another process
+//! may hold the pages: they stay where they are while somebody has the memory open, and are given back to the kernel, never to another
+//! memory, when the guest frees it.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hostblob_protocol::request::{
+    ALL_BUFFERS, CreateFlags, Present, Publish, WaitReleased, Withdraw,
+};
+use uuid::Uuid;
+
+use super::Guest;
+use super::fence::{Fence, HoldId, Until};
+use crate::Error;
+use crate::blob::{Binding, Home, Memory, MemoryKey, Name, Pages};
+use crate::context::{ContextRef, Details, NOTHING};
+use crate::exports::{DescriptorRequest, ExportError, ExportId, Layout};
+use crate::provider::udmabuf::Udmabuf;
+use crate::provider::{FileId, Piece};
+
+/// What makes a descriptor of pages, for other processes.
+#[derive(Debug)]
+pub(crate) enum Exporter {
+    /// The kernel's udmabuf: a dma-buf of these pages alone.
+    Udmabuf(Udmabuf),
+    /// The file that they are in. It shows all others too, so this is for tests of what happens around it, which run where there is no
+    /// udmabuf.
+    #[cfg(test)]
+    WholeFile,
+}
+
+impl Exporter {
+    fn create(&self, pieces: &[Piece]) -> Result<OwnedFd, rustix::io::Errno> {
+        match self {
+            Self::Udmabuf(udmabuf) => udmabuf.create(pieces),
+            #[cfg(test)]
+            Self::WholeFile => rustix::io::fcntl_dupfd_cloexec(&*pieces[0].file, 0),
+        }
+    }
+}
+
+/// Longest time that WAIT_RELEASED waits.
+const MAX_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
+
+impl Guest {
+    /// Shows a memory to host processes, if there are to be any.
+    pub(super) fn show(&mut self, key: MemoryKey, uuid: Uuid) -> Result<(), Error> {
+        let (Some(exports), Some(memory)) = (&self.exports, self.memories.get_mut(&key)) else {
+            return Ok(());
+        };
+        if memory.export.is_none() {
+            let label = memory.label.as_deref().unwrap_or_default();
+            let id = exports.add(uuid.into_bytes(), memory.size, label)?;
+            memory.export = Some(id);
+            self.shown.insert(id, key);
+        }
+        Ok(())
+    }
+
+    /// Host processes see the memory no longer. What they have open they keep: the fence is reached when they have let go.
+    pub(super) fn hide(&mut self, key: MemoryKey) -> Fence {
+        let id = self
+            .memories
+            .get_mut(&key)
+            .and_then(|memory| memory.export.take());
+        let (Some(id), Some(exports)) = (id, &self.exports) else {
+            return Fence::default();
+        };
+        self.shown.remove(&id);
+        exports.remove(id);
+        self.hold(Until::Closed(id))
+    }
+
+    /// A name for logs and host processes.
+    pub(crate) fn label(&mut self, context: u32, client_id: u64, name: &str) {
+        if let Ok(key) = self.named(context, client_id)
+            && let Some(memory) = self.memories.get_mut(&key)
+        {
+            memory.label = Some(name.into());
+        }
+    }
+
+    /// The memory, shown to host processes.
+    fn shown_memory(&mut self, context: u32, client_id: u64) -> Result<ExportId, Error> {
+        let key = self.named(context, client_id)?;
+        if self.exports.is_none() {
+            return Err(Error::Unsupported("an export socket"));
+        }
+        self.share_memory(key)?;
+        let memory = self.memory(key, client_id)?;
+        memory.export.ok_or(Error::NotShareable)
+    }
+
+    pub(crate) fn publish(&mut self, context: u32, request: &Publish) -> Result<Details, Error> {
+        let id = self.shown_memory(context, request.client_id)?;
+        let layout = Layout {
+            offset: request.offset,
+            width: request.width,
+            height: request.height,
+            stride: request.stride,
+            fourcc: request.fourcc,
+            modifier: request.modifier,
+        };
+        if let Some(exports) = &self.exports {
+            exports.publish(id, layout)?;
+        }
+        Ok(NOTHING)
+    }
+
+    pub(crate) fn withdraw(&mut self, context: u32, request: &Withdraw) -> Result<Details, Error> {
+        let id = self.shown_memory(context, request.client_id)?;
+        match &self.exports {
+            Some(exports) if exports.withdraw(id, request.offset) => Ok(NOTHING),
+            _ => Err(no_buffer(request.offset)),
+        }
+    }
+
+    pub(crate) fn present(&mut self, context: u32, request: &Present) -> Result<Details, Error> {
+        let id = self.shown_memory(context, request.client_id)?;
+        match &self.exports {
+            Some(exports) if exports.present(id, request.offset) => Ok(NOTHING),
+            _ => Err(no_buffer(request.offset)),
+        }
+    }
+
+    /// Begins to wait; `None` where there is nothing to wait for.
+    pub(crate) fn wait_released(
+        &mut self,
+        context: u32,
+        ring: u8,
+        request: &WaitReleased,
+    ) -> Result<Option<HoldId>, Error> {
+        let key = self.named(context, request.client_id)?;
+        let id = self.memory(key, request.client_id)?.export;
+        let (Some(id), Some(exports)) = (id, &self.exports) else {
+            return Ok(None);
+        };
+        let until = match request.offset {
+            ALL_BUFFERS => Until::Closed(id),
+            offset => Until::Released(id, offset),
+        };
+        if until.is_over(exports) {
+            return Ok(None);
+        }
+        if request.timeout == 0 {
+            return Err(Error::Timeout);
+        }
+        let deadline = Instant::now() + Duration::from_nanos(request.timeout).min(MAX_WAIT);
+        self.hold_on_ring(context, ring, until, deadline).map(Some)
+    }
+
+    /// Memory that a host process handed in, as memory of the context.
+    pub(super) fn import_foreign(
+        &mut self,
+        context: u32,
+        client_id: u64,
+        token: Uuid,
+    ) -> Result<Details, Error> {
+        let foreign = self
+            .exports
+            .as_ref()
+            .and_then(|exports| exports.take_import(token.into_bytes()))
+            .ok_or(Error::UnknownUuid(token))?;
+        let foreign = foreign.map_err(|status| Error::Export(ExportError::Refused(status)))?;
+        self.check_size(foreign.size)?;
+        let memory_type = self.plain_type()?;
+        // Nothing of the host is charged, but a name is an object.
+        let charge = self.charge(context, 0)?;
+        let me = self.new_name(context, client_id)?;
+        self.next_file += 1;
+        let piece = Piece {
+            file: Arc::new(File::from(foreign.descriptor)),
+            offset: 0,
+            length: foreign.size,
+        };
+        let pages = Pages::new(FileId(self.next_file), vec![piece], &self.pieces);
+        let key = self.insert_memory(Memory {
+            context: me,
+            names: vec![Name {
+                context: me,
+                client_id,
+                imported: false,
+            }],
+            uuid: None,
+            export: None,
+            label: None,
+            size: foreign.size,
+            memory_type,
+            flags: CreateFlags::empty(),
+            binding: Binding::Unbound,
+            attachment: None,
+            released_at: 0,
+            home: Home::Foreign(pages),
+            _charge: Some(charge),
+        });
+        if let Some(context) = self.contexts.get_mut(&context) {
+            context.names.insert(client_id, key);
+        }
+        Ok([u64::from(memory_type), foreign.size])
+    }
+
+    /// Answers host processes that ask for descriptors.
+    pub(super) fn serve_exports(&mut self) {
+        while let Some(request) = self
+            .exports
+            .as_ref()
+            .and_then(|exports| exports.next_request())
+        {
+            self.answer_request(request);
+        }
+    }
+
+    fn answer_request(&mut self, request: DescriptorRequest) {
+        let id = request.id();
+        let answer = match self.shown.get(&id) {
+            Some(&key) => self.descriptor(key).map_err(|error| {
+                log::warn!("blob {id} cannot be exported: {error}");
+                ExportError::Refused(error.status())
+            }),
+            None => Err(ExportError::UnknownBlob(id)),
+        };
+        request.answer(answer);
+    }
+
+    /// A dma-buf of a memory's pages.
+    fn descriptor(&mut self, key: MemoryKey) -> Result<Arc<OwnedFd>, Error> {
+        let nothing = Error::Unsupported("exporting this memory");
+        let host = Arc::clone(&self.host);
+        let exporter = host.exporter.as_ref().ok_or(nothing.clone())?;
+        self.settle(key)?;
+        let memory = self.memories.get_mut(&key).ok_or(nothing.clone())?;
+        let one = |file: BorrowedFd<'_>, offset, length| {
+            let file = file.try_clone_to_owned().map_err(system)?;
+            Ok::<_, Error>(vec![Piece {
+                file: Arc::new(file.into()),
+                offset,
+                length,
+            }])
+        };
+        let pieces = match &mut memory.home {
+            Home::Window(lease) => {
+                lease.give_outside();
+                one(self.window.as_fd(), lease.span().start(), memory.size)?
+            }
+            Home::Parked(spot) => {
+                spot.give_outside();
+                one(spot.file().as_fd(), spot.span().start(), memory.size)?
+            }
+            Home::Pages(pages) => pages.pieces.clone(),
+            Home::Unbacked => return Err(Error::NoBacking),
+            Home::Nowhere | Home::Device | Home::Foreign(_) => return Err(nothing),
+        };
+        let descriptor = exporter
+            .create(&pieces)
+            .map_err(|error| system(error.into()))?;
+        Ok(Arc::new(descriptor))
+    }
+
+    /// Whether a memory's bytes may go elsewhere: not while somebody outside looks at them here.
+    pub(super) fn may_move(&self, key: MemoryKey) -> bool {
+        let id = self.memories.get(&key).and_then(|memory| memory.export);
+        match (id, &self.exports) {
+            (Some(id), Some(exports)) => exports.forget_descriptor(id),
+            _ => true,
+        }
+    }
+
+    /// The context that a new name is for. It is not in use.
+    pub(super) fn new_name(&self, context: u32, client_id: u64) -> Result<ContextRef, Error> {
+        let asker = self.context(context)?;
+        if client_id == 0 {
+            return Err(Error::Argument {
+                field: "client_id",
+                value: 0,
+                expected: "not 0",
+            });
+        }
+        if asker.names.contains_key(&client_id) {
+            return Err(Error::ClientIdInUse(client_id));
+        }
+        Ok(asker.me)
+    }
+}
+
+fn no_buffer(offset: u64) -> Error {
+    Error::Argument {
+        field: "offset",
+        value: offset,
+        expected: "that of a published buffer",
+    }
+}
+
+fn system(error: std::io::Error) -> Error {
+    Error::Export(ExportError::System(
+        "a descriptor cannot be made",
+        rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO),
+    ))
+}
