@@ -8,6 +8,7 @@
 //! | [`answers`] | where does the answer appear in the guest's memory? |
 //! | [`virtio_gpu`] | which virtio-gpu commands carry it (virtio 1.3, chapter 5.7)? |
 //! | [`local`] | how do the same commands travel over a Unix socket, without a VM? |
+//! | [`export`] | how do host processes get at shared memory? |
 //!
 //! Rules: little-endian, fixed-width integers, sizes and offsets in bytes. Whatever the bytes, decoding returns a
 //! value or an error and never panics. What it allocates is bounded by what is there, never by what the bytes announce:
@@ -40,6 +41,7 @@
 
 pub mod answers;
 pub mod envelope;
+pub mod export;
 pub mod local;
 pub mod request;
 pub mod status;

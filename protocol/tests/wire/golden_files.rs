@@ -27,6 +27,7 @@ fn golden_files() {
     local_socket(&mut folder);
     commands(&mut folder);
     responses(&mut folder);
+    crate::export::golden_files(&mut folder);
     folder.finish();
 }
 

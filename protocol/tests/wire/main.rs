@@ -11,6 +11,7 @@
 
 mod compatibility;
 mod documented;
+mod export;
 mod generated;
 mod golden;
 mod golden_files;
