@@ -10,12 +10,14 @@
 //! | `blob` | what does the guest own, and which state changes are legal? |
 //! | `context` | who asks for what? |
 //! | [`quota`] | how much? |
+//! | [`exports`] | which host processes look? |
 //!
 //! A `Guest` belongs to one thread; GPU completion and cleaning of freed spans run on others and meet it through channels.
 
 mod blob;
 mod context;
 mod error;
+pub mod exports;
 mod guest;
 mod host;
 pub mod provider;
