@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use hostblob_protocol::Status;
+use hostblob_protocol::request::MAX_DEBUG_NAME;
 
 use super::foreign::Foreign;
 use super::state::{BlobState, GuestId};
@@ -25,7 +26,7 @@ impl GuestExports {
         Self { exports, guest }
     }
 
-    /// Shows a blob of `size` bytes.
+    /// Shows a blob of `size` bytes. The name is for people, and cut where it is longer than that of a request.
     pub fn add(&self, uuid: [u8; 16], size: u64, name: &str) -> Result<ExportId, ExportError> {
         self.exports.with(|state, calls| {
             let id = ExportId(state.next_name());
@@ -39,7 +40,10 @@ impl GuestExports {
                 guest: self.guest,
                 uuid,
                 size,
-                name: name.into(),
+                name: name
+                    .get(..name.floor_char_boundary(MAX_DEBUG_NAME))
+                    .unwrap_or_default()
+                    .into(),
                 buffers: BTreeMap::new(),
                 presents: 0,
                 descriptor: None,
