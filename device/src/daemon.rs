@@ -58,9 +58,8 @@ pub fn run(flags: &Serve) -> Result<(), DaemonError> {
         context_limit: flags.context_limit,
         warm_limit: flags.warm_limit,
     };
-    let host = Host::new(opened.provider, config)?;
-
     let exports = Exports::new();
+    let host = Host::new(opened.provider, config)?;
 
     let local = serve_on(
         flags.local_socket.as_deref(),

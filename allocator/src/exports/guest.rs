@@ -177,13 +177,13 @@ impl GuestExports {
     /// Drops the descriptor that is kept for the next who opens the blob, so that its pages may move; `false` where somebody has the
     /// blob open, or is about to.
     pub fn forget_descriptor(&self, id: ExportId) -> bool {
-        self.exports.with(|state, _| {
+        self.exports.with(|state, calls| {
             let watched = state.viewers.values().any(|viewer| {
                 viewer.open.contains_key(&id)
                     || viewer.waiting.iter().any(|waiting| waiting.id == id)
             });
             if let Some(blob) = state.blobs.get_mut(&id).filter(|_| !watched) {
-                blob.descriptor = None;
+                calls.bury(blob.descriptor.take());
             }
             !watched
         })
