@@ -76,6 +76,9 @@ pub struct Serve {
     /// Socket for programs on this host, without a VM
     #[arg(long, value_name = "PATH")]
     pub local_socket: Option<PathBuf>,
+    /// Socket where host processes of the same user look at what guests share, and hand in memory
+    #[arg(long, value_name = "PATH")]
+    pub export_socket: Option<PathBuf>,
     /// Run Vulkan under VK_LAYER_KHRONOS_validation
     #[arg(long)]
     pub validation: bool,

@@ -2,13 +2,17 @@
 
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
 
+use hostblob_allocator::exports::Exports;
 use hostblob_allocator::provider::{self, OpenError, Options};
 use hostblob_allocator::{Config, ConfigError, Host};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use thiserror::Error;
 
 use crate::cli::{Serve, TransportKind};
+use crate::export;
 use crate::gpu::{BlobMem, Gpu};
 use crate::shutdown::Shutdown;
 use crate::transport::{self, SocketError, TransportError};
@@ -28,6 +32,9 @@ pub enum DaemonError {
     /// The transport failed.
     #[error(transparent)]
     Transport(#[from] TransportError),
+    /// No thread for a socket.
+    #[error("no thread for {0}: {1}")]
+    Thread(&'static str, std::io::Error),
     /// The system refuses something that every process needs.
     #[error("{0}: {1}")]
     System(&'static str, std::io::Error),
@@ -52,18 +59,24 @@ pub fn run(flags: &Serve) -> Result<(), DaemonError> {
         context_limit: flags.context_limit,
         warm_limit: flags.warm_limit,
     };
-    let host = Host::new(opened.provider, config)?;
-
-    let local = flags.local_socket.as_deref().map(bind).transpose()?;
-    let local = match local {
-        None => None,
-        Some((listener, file)) => {
-            let thread =
-                transport::local::spawn(listener, host.clone(), flags.capset_id, shutdown.clone())
-                    .map_err(|e| DaemonError::System("a thread for the local socket", e))?;
-            Some((thread, file))
-        }
+    let exports = Exports::new();
+    let host = match flags.export_socket {
+        Some(_) => Host::with_exports(opened.provider, config, Arc::clone(&exports))?,
+        None => Host::new(opened.provider, config)?,
     };
+
+    let local = serve_on(
+        flags.local_socket.as_deref(),
+        "the local socket",
+        |listener| {
+            transport::local::spawn(listener, host.clone(), flags.capset_id, shutdown.clone())
+        },
+    )?;
+    let viewers = serve_on(
+        flags.export_socket.as_deref(),
+        "the export socket",
+        |listener| export::spawn(listener, exports, shutdown.clone()),
+    )?;
     let served = match &flags.socket_path {
         None => {
             wait_for(&shutdown);
@@ -72,7 +85,7 @@ pub fn run(flags: &Serve) -> Result<(), DaemonError> {
         Some(path) => serve_vmm(flags, path, &host, &shutdown),
     };
     shutdown.request();
-    if let Some((thread, _file)) = local {
+    for (thread, _file) in local.into_iter().chain(viewers) {
         let _ = thread.join();
     }
     served.map(|()| log::info!("ended"))
@@ -81,7 +94,7 @@ pub fn run(flags: &Serve) -> Result<(), DaemonError> {
 fn serve_vmm(
     flags: &Serve,
     path: &Path,
-    host: &std::sync::Arc<Host>,
+    host: &Arc<Host>,
     shutdown: &Shutdown,
 ) -> Result<(), DaemonError> {
     let (listener, _file) = bind(path)?;
@@ -91,6 +104,20 @@ fn serve_vmm(
         TransportKind::VhostUser => transport::vhost_user::serve(&listener, new_gpu, shutdown)?,
     }
     Ok(())
+}
+
+/// Listens at `path`, if there is one, with a thread of its own.
+fn serve_on(
+    path: Option<&Path>,
+    name: &'static str,
+    spawn: impl FnOnce(UnixListener) -> std::io::Result<JoinHandle<()>>,
+) -> Result<Option<(JoinHandle<()>, SocketFile)>, DaemonError> {
+    let Some(path) = path else {
+        return Ok(None);
+    };
+    let (listener, file) = bind(path)?;
+    let thread = spawn(listener).map_err(|e| DaemonError::Thread(name, e))?;
+    Ok(Some((thread, file)))
 }
 
 /// A socket file that goes when the daemon does.

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`gpu`] | what does each command do? |
 //! | [`transport`] | how do commands get here? |
+//! | [`export`] | how do host processes get at what guests share? |
 //! | [`virtqueue`] | how are they read from guest memory? |
 //! | [`ratelimit`] | what may a guest write into our log? |
 //! | [`shutdown`] | how does everything end? |
@@ -14,6 +15,7 @@
 
 pub mod cli;
 pub mod daemon;
+pub mod export;
 pub mod gpu;
 pub mod info;
 pub mod ratelimit;

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use hostblob_protocol::Status;
+use hostblob_protocol::request::MAX_DEBUG_NAME;
 
 use super::foreign::Foreign;
 use super::state::{BlobState, GuestId};
@@ -25,7 +26,7 @@ impl GuestExports {
         Self { exports, guest }
     }
 
-    /// Shows a blob of `size` bytes.
+    /// Shows a blob of `size` bytes. The name is for people, and cut where it is longer than that of a request.
     pub fn add(&self, uuid: [u8; 16], size: u64, name: &str) -> Result<ExportId, ExportError> {
         self.exports.with(|state, calls| {
             let id = ExportId(state.next_name());
@@ -39,7 +40,10 @@ impl GuestExports {
                 guest: self.guest,
                 uuid,
                 size,
-                name: name.into(),
+                name: name
+                    .get(..name.floor_char_boundary(MAX_DEBUG_NAME))
+                    .unwrap_or_default()
+                    .into(),
                 buffers: BTreeMap::new(),
                 presents: 0,
                 descriptor: None,
@@ -173,13 +177,13 @@ impl GuestExports {
     /// Drops the descriptor that is kept for the next who opens the blob, so that its pages may move; `false` where somebody has the
     /// blob open, or is about to.
     pub fn forget_descriptor(&self, id: ExportId) -> bool {
-        self.exports.with(|state, _| {
+        self.exports.with(|state, calls| {
             let watched = state.viewers.values().any(|viewer| {
                 viewer.open.contains_key(&id)
                     || viewer.waiting.iter().any(|waiting| waiting.id == id)
             });
             if let Some(blob) = state.blobs.get_mut(&id).filter(|_| !watched) {
-                blob.descriptor = None;
+                calls.bury(blob.descriptor.take());
             }
             !watched
         })

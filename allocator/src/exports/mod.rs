@@ -18,7 +18,7 @@
 //! # use std::sync::Arc;
 //! # fn memory() -> Arc<std::os::fd::OwnedFd> { Arc::new(std::fs::File::open("/dev/null").unwrap().into()) }
 //! let exports = Exports::new();
-//! let guest = exports.guest(Arc::new(|| {}))?;
+//! let guest = exports.guest(Arc::new(|| {}));
 //! let viewer = exports.join(Arc::new(|| {}))?;
 //!
 //! let blob = guest.add([7; 16], 4096, "frame")?;
@@ -270,7 +270,7 @@ impl Exports {
         Ok(Viewer::new(Arc::clone(self), viewer, events))
     }
 
-    /// Works on the tables, then wakes whoever has to look: not before the lock is free, as nobody knows what a waker does.
+    /// Works on the tables. Whoever has to look is woken when the lock is free, as nobody knows what a waker does.
     fn with<R>(&self, work: impl FnOnce(&mut State, &mut Calls) -> R) -> R {
         let mut calls = Calls::default();
         let result = work(&mut self.state.lock(), &mut calls);

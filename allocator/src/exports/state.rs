@@ -1,5 +1,6 @@
 //! The tables: blobs and buffers of guests, what viewers have open and use, and tokens.
 
+use std::any::Any;
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -17,19 +18,27 @@ use crate::Waker;
 pub(super) type GuestId = u64;
 pub(super) type ViewerId = u64;
 
-/// Whom to wake when the lock is free.
+/// What is done when the lock is free: whom to wake, and what to drop. Closing the last descriptor of a dma-buf takes the kernel its time.
 #[derive(Default)]
-pub(super) struct Calls(Vec<Waker>);
+pub(super) struct Calls {
+    wakers: Vec<Waker>,
+    remains: Vec<Box<dyn Any + Send>>,
+}
 
 impl Calls {
     pub(super) fn add(&mut self, waker: &Waker) {
-        if !self.0.iter().any(|known| Arc::ptr_eq(known, waker)) {
-            self.0.push(Arc::clone(waker));
+        if !self.wakers.iter().any(|known| Arc::ptr_eq(known, waker)) {
+            self.wakers.push(Arc::clone(waker));
         }
     }
 
+    pub(super) fn bury(&mut self, remains: impl Any + Send) {
+        self.remains.push(Box::new(remains));
+    }
+
     pub(super) fn make(self) {
-        for waker in self.0 {
+        drop(self.remains);
+        for waker in self.wakers {
             waker();
         }
     }
@@ -186,6 +195,7 @@ impl State {
                 self.wake_guest(guest, calls);
             }
             calls.add(&viewer.waker);
+            calls.bury(viewer);
         }
     }
 
@@ -211,6 +221,7 @@ impl State {
             guest.blobs = guest.blobs.saturating_sub(1);
             guest.buffers = guest.buffers.saturating_sub(blob.buffers.len());
         }
+        calls.bury(blob);
         self.fail_waiting(id, &ExportError::UnknownBlob(id), calls);
         self.tell_all(&Event::Destroyed(id), calls);
     }

@@ -296,6 +296,7 @@ fn slow_viewers_are_dropped() {
     assert!(woken.load(Ordering::SeqCst) > 0);
     assert_eq!(slow.events().iter().count(), MAX_EVENTS, "then it ends");
     assert_eq!(slow.release(id, 0, 1), Err(ExportError::Dropped));
+    assert!(slow.is_dropped() && !awake.is_dropped());
     open(&guest, &awake, id);
 }
 

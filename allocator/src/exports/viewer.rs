@@ -33,6 +33,12 @@ impl Viewer {
         &self.events
     }
 
+    /// Whether it left too much unread or unreleased: then nothing is open or used by it any more.
+    pub fn is_dropped(&self) -> bool {
+        self.exports
+            .with(|state, _| !state.viewers.contains_key(&self.viewer))
+    }
+
     fn with<R>(
         &self,
         work: impl FnOnce(&mut ViewerState, &mut Calls) -> Result<R, ExportError>,

@@ -9,6 +9,7 @@
 //! A transport that has virtqueues needs of the device what [`Device`] says, wakes its thread with [`Wake`], and serves its queues
 //! with [`crate::virtqueue`].
 
+pub(crate) mod accept;
 pub mod local;
 pub mod vfio_user;
 pub mod vhost_user;
