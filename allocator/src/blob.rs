@@ -10,6 +10,7 @@
 //! A memory owns its bytes: the lease or the parking spot is inside it, so bytes are given back when, and only when, the memory
 //! drops. A memory dies with its names and its blob: whoever of them is the last.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -113,6 +114,10 @@ pub(crate) struct Memory {
     pub(crate) uuid: Option<Uuid>,
     /// What host processes know it by.
     pub(crate) export: Option<ExportId>,
+    /// What another device of the VM was given.
+    pub(crate) lent: Option<Arc<OwnedFd>>,
+    /// Other devices of the VM were told of it.
+    pub(crate) announced: bool,
     /// For logs, and for host processes.
     pub(crate) label: Option<Box<str>>,
     pub(crate) size: u64,

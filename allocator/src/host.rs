@@ -5,9 +5,8 @@ use std::sync::Arc;
 use hostblob_capset::{BlobMem, Cache, Capset, Heap, Limits, MemoryType, Offer, WindowMode};
 use hostblob_protocol::request::{Request, request_bit};
 
-use crate::exports::Exports;
-use crate::guest::{Exporter, Guest, Waker};
-use crate::provider::udmabuf::Udmabuf;
+use crate::exports::{Exporter, Exports};
+use crate::guest::{Guest, Waker};
 use crate::provider::{Description, Placement, Provider, ProviderKind};
 use crate::quota::{Level, Quota};
 use crate::window::PAGE;
@@ -67,6 +66,15 @@ const EXPORTING: u64 = request_bit::PUBLISH
 /// Smallest window: one huge page.
 const MIN_WINDOW: u64 = 2 << 20;
 
+/// What connects guests with other processes of the host. Without any of it they share among themselves.
+#[derive(Clone, Default)]
+pub struct Outside {
+    /// The export socket's side. With it, guests import what host processes hand in.
+    pub exports: Option<Arc<Exports>>,
+    /// What makes descriptors of guests' memory: for host processes, where there is an export socket, and for other devices of the VM.
+    pub exporter: Option<Arc<dyn Exporter>>,
+}
+
 /// A provider with limits, ready for guests.
 pub struct Host {
     pub(crate) provider: Arc<dyn Provider>,
@@ -76,7 +84,7 @@ pub struct Host {
     /// What guests show to host processes.
     pub(crate) exports: Option<Arc<Exports>>,
     /// What makes descriptors of their memory.
-    pub(crate) exporter: Option<Exporter>,
+    pub(crate) exporter: Option<Arc<dyn Exporter>>,
 }
 
 impl std::fmt::Debug for Host {
@@ -90,38 +98,21 @@ impl std::fmt::Debug for Host {
 impl Host {
     /// Puts a provider and limits together.
     pub fn new(provider: Arc<dyn Provider>, config: Config) -> Result<Arc<Self>, ConfigError> {
-        Self::build(provider, config, None, None)
+        Self::with_outside(provider, config, Outside::default())
     }
 
-    /// A host whose guests may show memory to other processes of this host. Where the kernel's udmabuf does not work, which makes
-    /// descriptors of their pages, they cannot, and are told so; they can import what those processes hand in.
-    pub fn with_exports(
+    /// A host whose guests reach beyond it.
+    pub fn with_outside(
         provider: Arc<dyn Provider>,
         config: Config,
-        exports: Arc<Exports>,
-    ) -> Result<Arc<Self>, ConfigError> {
-        let exporter = match Udmabuf::open() {
-            Ok(udmabuf) => Some(Exporter::Udmabuf(udmabuf)),
-            Err(why) => {
-                log::warn!(
-                    "guests cannot export memory to host processes: {why}; `modprobe udmabuf`, and access for this user, are needed"
-                );
-                None
-            }
-        };
-        Self::build(provider, config, Some(exports), exporter)
-    }
-
-    pub(crate) fn build(
-        provider: Arc<dyn Provider>,
-        config: Config,
-        exports: Option<Arc<Exports>>,
-        exporter: Option<Exporter>,
+        outside: Outside,
     ) -> Result<Arc<Self>, ConfigError> {
         if !config.window_size.is_power_of_two() || config.window_size < MIN_WINDOW {
             return Err(ConfigError::WindowSize(config.window_size));
         }
-        let capset = capset(provider.description(), &config, exporter.is_some());
+        let Outside { exports, exporter } = outside;
+        let exporting = exports.is_some() && exporter.is_some();
+        let capset = capset(provider.description(), &config, exporting);
         for limit in [config.memory_limit, config.context_limit] {
             if limit < u64::from(capset.page_size) {
                 return Err(ConfigError::LimitTooSmall(

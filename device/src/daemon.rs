@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use hostblob_allocator::exports::Exports;
+use hostblob_allocator::exports::{self, Exports};
 use hostblob_allocator::provider::{self, OpenError, Options};
-use hostblob_allocator::{Config, ConfigError, Host};
+use hostblob_allocator::{Config, ConfigError, Host, Outside};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use thiserror::Error;
 
@@ -60,10 +60,8 @@ pub fn run(flags: &Serve) -> Result<(), DaemonError> {
         warm_limit: flags.warm_limit,
     };
     let exports = Exports::new();
-    let host = match flags.export_socket {
-        Some(_) => Host::with_exports(opened.provider, config, Arc::clone(&exports))?,
-        None => Host::new(opened.provider, config)?,
-    };
+    let outside = outside(flags, &exports);
+    let host = Host::with_outside(opened.provider, config, outside)?;
 
     let local = serve_on(
         flags.local_socket.as_deref(),
@@ -89,6 +87,27 @@ pub fn run(flags: &Serve) -> Result<(), DaemonError> {
         let _ = thread.join();
     }
     served.map(|()| log::info!("ended"))
+}
+
+/// What connects guests with other processes.
+fn outside(flags: &Serve, exports: &Arc<Exports>) -> Outside {
+    let wanted = flags.export_socket.is_some();
+    let exporter = match exports::udmabuf() {
+        Ok(exporter) => Some(exporter),
+        Err(why) => {
+            if wanted {
+                log::warn!(
+                    "guests cannot export memory to host processes, only import theirs: {why}; load the kernel module udmabuf \
+                     (modprobe udmabuf), and give this user access to the device"
+                );
+            }
+            None
+        }
+    };
+    Outside {
+        exports: wanted.then(|| Arc::clone(exports)),
+        exporter,
+    }
 }
 
 fn serve_vmm(

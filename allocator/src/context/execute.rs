@@ -219,6 +219,8 @@ impl Guest {
             }],
             uuid: None,
             export: None,
+            lent: None,
+            announced: false,
             label: None,
             size: request.size,
             memory_type,

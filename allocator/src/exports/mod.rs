@@ -11,6 +11,7 @@
 //! | `guest.rs` | what a guest does |
 //! | `viewer.rs` | what a viewer does |
 //! | `state.rs` | the tables between them |
+//! | `exporter.rs` | what makes descriptors of pages |
 //! | `foreign.rs` | which memory a viewer may hand in |
 //!
 //! ```
@@ -38,6 +39,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod exporter;
 mod foreign;
 mod guest;
 mod state;
@@ -53,6 +55,7 @@ use hostblob_protocol::export::Outcome;
 use parking_lot::Mutex;
 use thiserror::Error;
 
+pub use exporter::{Exporter, udmabuf};
 pub use foreign::{Foreign, ForeignKind, NotImportable};
 pub use guest::{DescriptorRequest, GuestExports};
 use state::{Calls, State};

@@ -287,6 +287,8 @@ impl Guest {
             names: Vec::new(),
             uuid: None,
             export: None,
+            lent: None,
+            announced: false,
             label: None,
             size: spec.size,
             memory_type,

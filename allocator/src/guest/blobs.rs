@@ -141,6 +141,8 @@ impl Guest {
             names: Vec::new(),
             uuid: None,
             export: None,
+            lent: None,
+            announced: false,
             label: None,
             size: spec.size,
             memory_type,

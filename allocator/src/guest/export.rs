@@ -20,29 +20,7 @@ use crate::Error;
 use crate::blob::{Binding, Home, Memory, MemoryKey, Name, Pages};
 use crate::context::{ContextRef, Details, NOTHING};
 use crate::exports::{DescriptorRequest, ExportError, ExportId, Layout};
-use crate::provider::udmabuf::Udmabuf;
 use crate::provider::{FileId, Piece};
-
-/// What makes a descriptor of pages, for other processes.
-#[derive(Debug)]
-pub(crate) enum Exporter {
-    /// The kernel's udmabuf: a dma-buf of these pages alone.
-    Udmabuf(Udmabuf),
-    /// The file that they are in. It shows all others too, so this is for tests of what happens around it, which run where there is no
-    /// udmabuf.
-    #[cfg(test)]
-    WholeFile,
-}
-
-impl Exporter {
-    fn create(&self, pieces: &[Piece]) -> Result<OwnedFd, rustix::io::Errno> {
-        match self {
-            Self::Udmabuf(udmabuf) => udmabuf.create(pieces),
-            #[cfg(test)]
-            Self::WholeFile => rustix::io::fcntl_dupfd_cloexec(&*pieces[0].file, 0),
-        }
-    }
-}
 
 /// Longest time that WAIT_RELEASED waits.
 const MAX_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -188,6 +166,8 @@ impl Guest {
             }],
             uuid: None,
             export: None,
+            lent: None,
+            announced: false,
             label: None,
             size: foreign.size,
             memory_type,
@@ -255,15 +235,43 @@ impl Guest {
             Home::Unbacked => return Err(Error::NoBacking),
             Home::Nowhere | Home::Device | Home::Foreign(_) => return Err(nothing),
         };
-        let descriptor = exporter
-            .create(&pieces)
-            .map_err(|error| system(error.into()))?;
-        Ok(Arc::new(descriptor))
+        Ok(Arc::new(exporter.create(&pieces).map_err(system)?))
+    }
+
+    /// Whether other devices of the VM can be given descriptors.
+    pub fn can_export(&self) -> bool {
+        self.host.exporter.is_some()
+    }
+
+    /// What RESOURCE_ASSIGN_UUID has named since the last call, and what of that is gone (`false`).
+    pub fn shared_object_changes(&mut self) -> Vec<(Uuid, bool)> {
+        std::mem::take(&mut self.object_changes)
+    }
+
+    /// A descriptor for another device of the VM. It stays where it is from now on: nobody says when that device has let go of it.
+    pub fn shared_object(&mut self, uuid: Uuid) -> Result<Arc<OwnedFd>, Error> {
+        let unknown = Error::UnknownUuid(uuid);
+        let key = *self.uuids.get(&uuid).ok_or(unknown.clone())?;
+        let lent = self
+            .memories
+            .get(&key)
+            .and_then(|memory| memory.lent.clone());
+        if let Some(descriptor) = lent {
+            return Ok(descriptor);
+        }
+        let descriptor = self.descriptor(key)?;
+        let memory = self.memories.get_mut(&key).ok_or(unknown)?;
+        memory.lent = Some(Arc::clone(&descriptor));
+        Ok(descriptor)
     }
 
     /// Whether a memory's bytes may go elsewhere: not while somebody outside looks at them here.
     pub(super) fn may_move(&self, key: MemoryKey) -> bool {
-        let id = self.memories.get(&key).and_then(|memory| memory.export);
+        let memory = self.memories.get(&key);
+        if memory.is_some_and(|memory| memory.lent.is_some()) {
+            return false;
+        }
+        let id = memory.and_then(|memory| memory.export);
         match (id, &self.exports) {
             (Some(id), Some(exports)) => exports.forget_descriptor(id),
             _ => true,

@@ -27,7 +27,6 @@ use std::time::Instant;
 
 pub use backing::{MAX_GUEST_PIECES, MAX_PIECES, MAX_TRANSFER_ROWS, Transfer};
 pub use blobs::{BlobSpec, MAX_RESOURCES, Mapped};
-pub(crate) use export::Exporter;
 pub use fence::Fence;
 pub(crate) use fence::HoldId;
 
@@ -66,6 +65,8 @@ pub struct Guest {
     /// The export socket's side, where there is one.
     exports: Option<GuestExports>,
     shown: HashMap<ExportId, MemoryKey>,
+    /// Shared objects that came and went.
+    object_changes: Vec<(Uuid, bool)>,
     holds: Holds,
     alarm: Alarm,
     /// Pieces of guest pages that blobs have, all together.
@@ -112,6 +113,7 @@ impl Guest {
             uuids: HashMap::new(),
             exports,
             shown: HashMap::new(),
+            object_changes: Vec::new(),
             holds: Holds::default(),
             alarm,
             pieces: Arc::default(),

@@ -196,6 +196,9 @@ impl Guest {
         }
         if let Some(uuid) = memory.uuid {
             self.uuids.remove(&uuid);
+            if memory.announced {
+                self.object_changes.push((uuid, false));
+            }
         }
         if let Some(context) = self.owner_mut(memory.context) {
             context.objects = context.objects.saturating_sub(1);

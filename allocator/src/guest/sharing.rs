@@ -15,7 +15,14 @@ impl Guest {
             .blobs
             .get(&resource_id)
             .ok_or(Error::UnknownResource(resource_id))?;
-        self.share_memory(blob.memory.ok_or(Error::Orphaned(resource_id))?)
+        let key = blob.memory.ok_or(Error::Orphaned(resource_id))?;
+        let uuid = self.share_memory(key)?;
+        if let Some(memory) = self.memories.get_mut(&key)
+            && !std::mem::replace(&mut memory.announced, true)
+        {
+            self.object_changes.push((uuid, true));
+        }
+        Ok(uuid)
     }
 
     /// The owner agrees that whoever is told the UUID uses the memory. It is random, so nobody guesses it.

@@ -14,13 +14,14 @@ mod commands;
 mod fault;
 mod response;
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use hostblob_allocator::{Fence, Guest, Host};
 use hostblob_protocol::virtio_gpu::{
     Config, CtrlHdr, FLAG_FENCE, FLAG_INFO_RING_IDX, ResourceCreateBlob, cmd,
 };
+use uuid::Uuid;
 use zerocopy::byteorder::little_endian::U32;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -205,6 +206,26 @@ impl Gpu {
     /// Whether a process in the guest may be using the window: there is a context, or a blob is mapped.
     pub fn window_in_use(&self) -> bool {
         self.guest.has_contexts() || self.guest.has_mapped_blobs()
+    }
+
+    /// Whether other devices of the VM can be given descriptors of blobs.
+    pub fn can_export(&self) -> bool {
+        self.guest.can_export()
+    }
+
+    /// UUIDs of blobs that other devices of the VM may ask for since the last call, and that they may not any more (`false`).
+    pub fn shared_object_changes(&mut self) -> Vec<([u8; 16], bool)> {
+        let changes = self.guest.shared_object_changes();
+        let bytes = |(uuid, is_there): (Uuid, bool)| (uuid.into_bytes(), is_there);
+        changes.into_iter().map(bytes).collect()
+    }
+
+    /// A descriptor of a blob, for another device of the VM.
+    pub fn shared_object(
+        &mut self,
+        uuid: [u8; 16],
+    ) -> Result<Arc<OwnedFd>, hostblob_allocator::Error> {
+        self.guest.shared_object(Uuid::from_bytes(uuid))
     }
 
     /// The guest behind the device: for measurements and tests.

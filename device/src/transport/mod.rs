@@ -17,9 +17,10 @@ mod wake;
 mod window;
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use thiserror::Error;
@@ -56,6 +57,18 @@ pub trait Device: CommandHandler + Send + 'static {
     }
     /// The guest's memory is `pages` from now on.
     fn guest_pages_changed(&mut self, _pages: &dyn GuestPages) {}
+    /// Whether other devices of the VM can be given descriptors of blobs.
+    fn can_export(&self) -> bool {
+        false
+    }
+    /// UUIDs of blobs that other devices may ask for since the last call, and that they may not any more (`false`).
+    fn shared_object_changes(&mut self) -> Vec<([u8; 16], bool)> {
+        Vec::new()
+    }
+    /// A descriptor of a blob, for another device of the VM.
+    fn shared_object(&mut self, _uuid: [u8; 16]) -> io::Result<Arc<OwnedFd>> {
+        Err(io::ErrorKind::NotFound.into())
+    }
     /// Whether the guest can reach the window from now on: without it, commands that need it are refused.
     fn set_window_mapped(&mut self, _mapped: bool) {}
     /// Whether the guest may still reach for the window without another command that needs it.
@@ -95,6 +108,18 @@ impl Device for Gpu {
 
     fn needs_guest_pages(command: &[u8]) -> bool {
         Gpu::needs_guest_pages(command)
+    }
+
+    fn can_export(&self) -> bool {
+        Gpu::can_export(self)
+    }
+
+    fn shared_object_changes(&mut self) -> Vec<([u8; 16], bool)> {
+        Gpu::shared_object_changes(self)
+    }
+
+    fn shared_object(&mut self, uuid: [u8; 16]) -> io::Result<Arc<OwnedFd>> {
+        Gpu::shared_object(self, uuid).map_err(io::Error::other)
     }
 
     fn guest_pages_changed(&mut self, pages: &dyn GuestPages) {

@@ -1,6 +1,7 @@
 //! What host processes see, and what that means for the guest.
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
@@ -9,9 +10,19 @@ use hostblob_protocol::request::{
 };
 
 use super::*;
-use crate::exports::{Event, ExportError, ExportId, Exports, Viewer};
+use crate::Outside;
+use crate::exports::{Event, ExportError, ExportId, Exporter, Exports, Viewer};
 use crate::provider::Piece;
 use crate::provider::fake::Seen;
+
+/// The file that the pages are in, for hosts without udmabuf. It shows all others too: this is for what happens around it.
+struct WholeFile;
+
+impl Exporter for WholeFile {
+    fn create(&self, pieces: &[Piece]) -> std::io::Result<OwnedFd> {
+        Ok(pieces[0].file.try_clone()?.into())
+    }
+}
 
 const CLIENT: u64 = 7;
 const RESOURCE: u32 = 70;
@@ -27,7 +38,11 @@ impl Shown {
         let exports = Exports::new();
         let viewer = exports.join(Arc::new(|| {})).unwrap();
         let mut fixture = Fixture::with(|provider, config| {
-            Host::build(provider, config, Some(exports), Some(Exporter::WholeFile)).unwrap()
+            let outside = Outside {
+                exports: Some(exports),
+                exporter: Some(Arc::new(WholeFile)),
+            };
+            Host::with_outside(provider, config, outside).unwrap()
         });
         fixture.open(1, RING, RING_OFFSET);
         Self { fixture, viewer }

@@ -46,6 +46,8 @@ pub(in crate::transport) trait Signals: Send + Sync + 'static {
     }
     /// Interrupts the driver.
     fn raise(&self, source: Source);
+    /// Other devices of the VM may ask for a blob, or no longer.
+    fn announce(&self, _uuid: [u8; 16], _is_there: bool) {}
     /// The device is reset.
     fn reset(&self);
 }
@@ -357,14 +359,18 @@ impl<D: Device, S: Signals> Engine<D, S> {
             Some(memory) => memory,
             None => &NoPages,
         };
-        let (response, window_in_use) = {
+        let (response, window_in_use, changes) = {
             let mut device = self.device.lock();
             if self.generation.load(Ordering::SeqCst) != tag.generation {
                 return None;
             }
             let response = device.execute(tag.pack(), command, pages);
-            (response, device.window_in_use())
+            let changes = device.shared_object_changes();
+            (response, device.window_in_use(), changes)
         };
+        for (uuid, is_there) in changes {
+            self.interrupts.announce(uuid, is_there);
+        }
         if !window_in_use {
             // Before the response: a guest that has let go of everything may reset the device next.
             window.unmap(tag.generation);

@@ -35,8 +35,10 @@ const CHANGE_TIMEOUT: Duration = Duration::from_millis(if cfg!(test) { 50 } else
 /// Most replies that may be owed to us. A VMM that never answers must not make us remember more.
 const MAX_OWED: usize = 16;
 
-/// Version 1, and a reply is wanted.
-const REQUEST_FLAGS: u32 = 0x1 | 0x8;
+/// Version 1.
+const VERSION: u32 = 0x1;
+/// A reply is wanted.
+const NEED_REPLY: u32 = 0x8;
 /// A reply (2), of version 1 (low bits).
 const REPLY_FLAG: u32 = 0x4;
 /// Bytes of a reply: a header of three words, and a status.
@@ -71,6 +73,8 @@ struct State {
     socket: Option<Arc<UnixStream>>,
     /// SHMEM and what it needs were negotiated.
     usable: bool,
+    /// SHARED_OBJECT and what it needs were negotiated.
+    sharing: bool,
     /// Changes of guest memory so far.
     changes: u64,
     /// No queue runs.
@@ -86,6 +90,31 @@ impl Channel {
     /// Whether the VMM can map.
     pub(super) fn set_usable(&self, usable: bool) {
         self.state.lock().usable = usable;
+    }
+
+    /// Whether the VMM wants to hear of shared objects.
+    pub(super) fn set_sharing(&self, sharing: bool) {
+        self.state.lock().sharing = sharing;
+    }
+
+    /// Other devices of the VM may ask for a blob (SHARED_OBJECT_ADD), or no longer (SHARED_OBJECT_REMOVE). Nothing is answered.
+    pub(super) fn announce(&self, uuid: [u8; 16], is_there: bool) {
+        let state = self.state.lock();
+        let Some(socket) = state.socket.as_ref().filter(|_| state.sharing) else {
+            return;
+        };
+        let request = if is_there {
+            BackendReq::SHARED_OBJECT_ADD
+        } else {
+            BackendReq::SHARED_OBJECT_REMOVE
+        };
+        if let Err(error) = send(socket, request, VERSION, &uuid, None) {
+            log::warn!("the VMM is not told of a shared object: {error}");
+            if error.kind() == io::ErrorKind::WriteZero {
+                // Half a message is on its way.
+                let _ = socket.shutdown(Shutdown::Both);
+            }
+        }
     }
 
     /// Ends it, and whoever waits on it.
@@ -223,26 +252,8 @@ impl Mapper {
             len: self.size,
             flags: VhostUserMMapFlags::WRITABLE.bits(),
         };
-        let length = u32::try_from(body.as_slice().len()).unwrap_or(u32::MAX);
-        let mut message = Vec::new();
-        for word in [u32::from(request), REQUEST_FLAGS, length] {
-            message.extend_from_slice(&word.to_ne_bytes());
-        }
-        message.extend_from_slice(body.as_slice());
-        let files: [BorrowedFd<'_>; 1] = [self.window.as_fd()];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        if request == BackendReq::SHMEM_MAP {
-            control.push(SendAncillaryMessage::ScmRights(&files));
-        }
-        // A VMM that does not read lets the socket fill up.
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        let sent = rustix::net::sendmsg(socket, &[IoSlice::new(&message)], &mut control, flags)?;
-        if sent == message.len() {
-            Ok(())
-        } else {
-            Err(io::ErrorKind::WriteZero.into())
-        }
+        let file = (request == BackendReq::SHMEM_MAP).then_some(self.window.as_fd());
+        send(socket, request, VERSION | NEED_REPLY, body.as_slice(), file)
     }
 
     /// The next reply.
@@ -340,6 +351,36 @@ impl WindowMapper for Mapper {
 
     fn forget(&mut self) {
         self.unsure = true;
+    }
+}
+
+/// Sends one message, whole.
+fn send(
+    socket: &UnixStream,
+    request: BackendReq,
+    flags: u32,
+    body: &[u8],
+    file: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
+    let length = u32::try_from(body.len()).unwrap_or(u32::MAX);
+    let mut message = Vec::new();
+    for word in [u32::from(request), flags, length] {
+        message.extend_from_slice(&word.to_ne_bytes());
+    }
+    message.extend_from_slice(body);
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let files: Vec<BorrowedFd<'_>> = file.into_iter().collect();
+    if !files.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(&files));
+    }
+    // A VMM that does not read lets the socket fill up.
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    let sent = rustix::net::sendmsg(socket, &[IoSlice::new(&message)], &mut control, flags)?;
+    if sent == message.len() {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::WriteZero.into())
     }
 }
 

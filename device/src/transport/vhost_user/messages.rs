@@ -51,6 +51,9 @@ const FOR_THE_WINDOW: Features = Features::SHMEM
     .union(Features::BACKEND_REQ)
     .union(Features::REPLY_ACK);
 
+/// What telling a VMM of shared objects needs of it.
+const FOR_OBJECTS: Features = Features::SHARED_OBJECT.union(Features::BACKEND_REQ);
+
 /// One VMM's device.
 pub(super) struct Backend<D> {
     engine: Arc<Engine<D, Signals>>,
@@ -61,6 +64,7 @@ pub(super) struct Backend<D> {
     queues: [Registers; QUEUES],
     offered: u64,
     acked: u64,
+    offered_protocol: Features,
     protocol: Features,
     config: Vec<u8>,
     window_size: u64,
@@ -74,13 +78,16 @@ fn refused(error: impl std::fmt::Display) -> Error {
 
 impl<D: Device> Backend<D> {
     pub(super) fn new(engine: Arc<Engine<D, Signals>>, channel: Arc<Channel>) -> Self {
-        let (features, config, window_size) = engine.with_device(|device| {
+        let (features, config, window_size, can_export) = engine.with_device(|device| {
             (
                 device.features(),
                 device.config().to_vec(),
                 device.window_size(),
+                device.can_export(),
             )
         });
+        let mut offered_protocol = PROTOCOL_FEATURES;
+        offered_protocol.set(Features::SHARED_OBJECT, can_export);
         Self {
             engine,
             channel,
@@ -89,6 +96,7 @@ impl<D: Device> Backend<D> {
             queues: Default::default(),
             offered: offered_features(features) | F_PROTOCOL_FEATURES,
             acked: 0,
+            offered_protocol,
             protocol: Features::empty(),
             config,
             window_size,
@@ -321,14 +329,14 @@ impl<D: Device> VhostUserBackendReqHandlerMut for Backend<D> {
     }
 
     fn get_protocol_features(&mut self) -> Result<Features> {
-        Ok(PROTOCOL_FEATURES)
+        Ok(self.offered_protocol)
     }
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {
-        if features & !PROTOCOL_FEATURES.bits() != 0 {
+        if features & !self.offered_protocol.bits() != 0 {
             return Err(refused(format_args!(
                 "protocol feature bits {:#x} were not offered",
-                features & !PROTOCOL_FEATURES.bits()
+                features & !self.offered_protocol.bits()
             )));
         }
         self.protocol = Features::from_bits_truncate(features);
@@ -341,6 +349,8 @@ impl<D: Device> VhostUserBackendReqHandlerMut for Backend<D> {
             );
         }
         self.channel.set_usable(usable);
+        self.channel
+            .set_sharing(self.protocol.contains(FOR_OBJECTS));
         Ok(())
     }
 
@@ -387,8 +397,16 @@ impl<D: Device> VhostUserBackendReqHandlerMut for Backend<D> {
         Err(refused("the device has no displays"))
     }
 
-    fn get_shared_object(&mut self, _uuid: VhostUserSharedMsg) -> Result<File> {
-        Err(refused("there are no shared objects"))
+    fn get_shared_object(&mut self, asked: VhostUserSharedMsg) -> Result<File> {
+        let uuid = asked.uuid.into_bytes();
+        let found = self.engine.with_device(|device| {
+            let descriptor = device.shared_object(uuid)?;
+            descriptor.try_clone()
+        });
+        found.map(File::from).map_err(|error| {
+            log::warn!("shared object {}: {error}", asked.uuid);
+            refused(error)
+        })
     }
 
     fn get_inflight_fd(&mut self, _: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {

@@ -37,7 +37,11 @@ pub(super) fn run<D: Device>(
     let peeked = stream.try_clone().map_err(system("the connection"))?;
     let channel = Arc::<Channel>::default();
     let mut mapper = Mapper::new(Arc::clone(&channel), window, device.window_size());
-    let engine = Arc::new(Engine::with_signals(device, wake, Signals::default()));
+    let engine = Arc::new(Engine::with_signals(
+        device,
+        wake,
+        Signals::new(Arc::clone(&channel)),
+    ));
     engine.set_bus_master(true);
     let backend = Backend::new(Arc::clone(&engine), Arc::clone(&channel));
     let ended = Ended::new().map_err(system("eventfd"))?;

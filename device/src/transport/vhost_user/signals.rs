@@ -13,6 +13,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::fs::OFlags;
 use rustix::io::ReadWriteFlags;
 
+use super::channel::Channel;
 use crate::transport::Wake;
 use crate::transport::vfio_user::engine;
 use crate::transport::vfio_user::interrupts::Source;
@@ -21,9 +22,12 @@ use crate::virtqueue::QUEUES;
 /// What `/proc/self/fd` says of an eventfd.
 const EVENTFD: &str = "anon_inode:[eventfd]";
 
-/// The descriptors of all queues. The lock is a leaf: nothing blocks under it.
+/// The descriptors of all queues, and the channel for what is no signal of a queue. The lock is a leaf: nothing blocks under it.
 #[derive(Debug, Default)]
-pub(super) struct Signals(Mutex<[Lines; QUEUES]>);
+pub(super) struct Signals {
+    lines: Mutex<[Lines; QUEUES]>,
+    channel: Arc<Channel>,
+}
 
 #[derive(Debug, Default)]
 struct Lines {
@@ -33,6 +37,13 @@ struct Lines {
 }
 
 impl Signals {
+    pub(super) fn new(channel: Arc<Channel>) -> Self {
+        Self {
+            lines: Mutex::default(),
+            channel,
+        }
+    }
+
     /// Changes the kick of a queue. The queue thread has to be woken: it waits for the old one.
     pub(super) fn set_kick(&self, queue: usize, file: Option<File>) -> io::Result<()> {
         let file = file.map(checked).transpose()?.map(Arc::new);
@@ -55,13 +66,13 @@ impl Signals {
     }
 
     fn with(&self, queue: usize, f: impl FnOnce(&mut Lines)) {
-        if let Some(lines) = self.0.lock().get_mut(queue) {
+        if let Some(lines) = self.lines.lock().get_mut(queue) {
             f(lines);
         }
     }
 
     fn kicks(&self) -> Vec<Arc<File>> {
-        let lines = self.0.lock();
+        let lines = self.lines.lock();
         lines.iter().filter_map(|line| line.kick.clone()).collect()
     }
 }
@@ -101,6 +112,10 @@ fn fire(file: Option<&File>) {
 }
 
 impl engine::Signals for Signals {
+    fn announce(&self, uuid: [u8; 16], is_there: bool) {
+        self.channel.announce(uuid, is_there);
+    }
+
     fn wait(&self, wake: &Wake) {
         let kicks = self.kicks();
         if !wake.is_due() {
@@ -119,7 +134,7 @@ impl engine::Signals for Signals {
     }
 
     fn raise(&self, source: Source) {
-        let lines = self.0.lock();
+        let lines = self.lines.lock();
         match source {
             Source::Queue(queue) => {
                 let lines = lines.get(usize::from(queue));
