@@ -32,8 +32,10 @@ mod client;
 mod error;
 mod mapping;
 pub mod stream;
+mod types;
 
-pub use client::{Blob, BlobId, Buffer, Client, Event, Exported, Token};
+pub use client::Client;
 pub use error::{Error, Result};
 pub use hostblob_protocol::export::{Layout, Outcome};
 pub use mapping::Mapping;
+pub use types::{Blob, BlobId, Buffer, Event, Exported, Token};

@@ -5,6 +5,9 @@ use std::os::unix::net::UnixStream;
 use hostblob_export::stream::Stream;
 use hostblob_protocol::export::{Close, HandIn, Hello, List, Open, Release, Request};
 
+use proptest::collection::vec;
+use proptest::prelude::*;
+
 use super::*;
 
 /// A connection that has been greeted.
@@ -182,4 +185,57 @@ fn who_only_asks_is_not_answered_for_ever() {
     }
     assert_eq!(daemon.client().list().unwrap().len(), 100);
     daemon.end();
+}
+
+/// Most of these are requests of blobs that exist, named 3 and 4 after a guest and a viewer; some are anything.
+fn any_frame() -> impl Strategy<Value = Vec<u8>> {
+    let small = || 0..4_u64;
+    let payload = prop_oneof![
+        8 => (2..6_u64, small(), small()).prop_map(|(a, b, c)| {
+            [a, b * SECOND, c].iter().flat_map(|n| n.to_le_bytes()).collect()
+        }),
+        1 => vec(any::<u8>(), 0..40),
+    ];
+    (28..40_u32, payload, 0..20_u64).prop_map(|(kind, mut payload, tag): (_, Vec<u8>, _)| {
+        match kind {
+            32 | 36 => payload.clear(),
+            33 | 35 => payload.truncate(8),
+            37 => payload.truncate(16),
+            _ => {}
+        }
+        let length = u32::try_from(payload.len()).unwrap();
+        frame(length, kind, tag, &payload)
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    /// Whatever comes: no panic, an end, and nothing that stays open.
+    #[test]
+    fn any_requests(frames in vec(any_frame(), 0..40), cut in 0..30_usize) {
+        let exports = Exports::new();
+        let guest = exports.guest(Arc::new(|| {}));
+        let keeper = exports.join(Arc::new(|| {})).unwrap();
+        let blobs = [1, 2].map(|_| guest.add([7; 16], SIZE, "").unwrap());
+        for blob in blobs {
+            for offset in [0, SECOND] {
+                guest.publish(blob, layout(offset)).unwrap();
+                guest.present(blob, offset);
+            }
+            keeper.open(1, blob);
+            guest.next_request().unwrap().answer(Ok(Arc::new(memfd(b""))));
+            keeper.close(blob).unwrap();
+        }
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let mut bytes = frames.concat();
+        bytes.truncate(bytes.len().saturating_sub(cut));
+        ours.write_all(&bytes).unwrap();
+        ours.shutdown(std::net::Shutdown::Write).unwrap();
+        // In this thread: a panic is this test's.
+        let _ = viewer::serve(theirs, &exports, &Shutdown::new().unwrap());
+        for blob in blobs {
+            prop_assert!(!guest.is_open(blob) && !guest.in_use(blob, 0));
+        }
+    }
 }
