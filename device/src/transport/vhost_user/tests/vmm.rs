@@ -16,8 +16,9 @@ use hostblob_protocol::virtio_gpu::{
 };
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags};
+use uuid::Uuid;
 use vhost::vhost_user::message::{
-    VhostUserHeaderFlag, VhostUserMMap, VhostUserProtocolFeatures as Features,
+    VhostUserHeaderFlag, VhostUserMMap, VhostUserProtocolFeatures as Features, VhostUserSharedMsg,
 };
 use vhost::vhost_user::{
     Frontend, FrontendReqHandler, HandlerResult, VhostUserFrontend, VhostUserFrontendReqHandler,
@@ -114,6 +115,8 @@ pub(super) struct Shmem {
     pub(super) mapped: Mutex<Option<File>>,
     /// Done in the middle of the next map.
     pub(super) during_map: Mutex<Option<Hook>>,
+    /// Shared objects that were announced (`true`) and taken back.
+    pub(super) objects: Mutex<Vec<(bool, Uuid)>>,
 }
 
 impl Shmem {
@@ -135,6 +138,16 @@ impl Shmem {
 }
 
 impl VhostUserFrontendReqHandler for Shmem {
+    fn shared_object_add(&self, request: &VhostUserSharedMsg) -> HandlerResult<u64> {
+        self.objects.lock().push((true, request.uuid));
+        Ok(0)
+    }
+
+    fn shared_object_remove(&self, request: &VhostUserSharedMsg) -> HandlerResult<u64> {
+        self.objects.lock().push((false, request.uuid));
+        Ok(0)
+    }
+
     /// As the VMMs do: what overlaps is refused.
     fn shmem_map(&self, request: &VhostUserMMap, fd: &dyn AsRawFd) -> HandlerResult<u64> {
         self.log.lock().push(("map", *request));
@@ -222,6 +235,7 @@ impl Vmm {
                 answer: Mutex::new(Answer::Yes),
                 mapped: Mutex::default(),
                 during_map: Mutex::default(),
+                objects: Mutex::default(),
             }),
             queues: vec![queue(0), queue(1)],
             features: 0,
