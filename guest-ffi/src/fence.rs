@@ -1,4 +1,4 @@
-//! Host GPU work that can be waited for.
+//! Host work that can be waited for.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::session::{Sent, Session, check};
 use crate::transport::Completion;
 
-/// Work on the host GPU. Callable from any thread; several may wait.
+/// Work on the host GPU, or a wait for host processes. Callable from any thread; several may wait.
 ///
 /// Dropping it does not stop the work. Memory that the work uses must live until it is done.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ impl Fence {
     }
 
     /// How the work ended; `None` when the deadline came first.
-    fn outcome(&self, deadline: Option<Instant>) -> Option<Result<()>> {
+    pub(crate) fn outcome(&self, deadline: Option<Instant>) -> Option<Result<()>> {
         if let Some(outcome) = &*self.outcome.lock() {
             return Some(outcome.clone());
         }
