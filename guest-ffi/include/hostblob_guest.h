@@ -196,11 +196,27 @@ typedef enum hb_status {
    */
   HB_ERROR_HOST_INTERNAL = 22,
   /*
+   The memory has no guest pages attached.
+   */
+  HB_ERROR_NO_BACKING = 24,
+  /*
+   A host process uses the memory.
+   */
+  HB_ERROR_IN_USE = 25,
+  /*
+   Nothing is shared under this UUID.
+   */
+  HB_ERROR_UNKNOWN_UUID = 26,
+  /*
+   The memory was not allocated to be shared.
+   */
+  HB_ERROR_NOT_SHAREABLE = 27,
+  /*
    Nothing here offers hostblob.
    */
   HB_ERROR_NO_DEVICE = 65536,
   /*
-   The time to wait was over first.
+   The time to wait was over first, here or at the host.
    */
   HB_TIMEOUT = 65537,
   /*

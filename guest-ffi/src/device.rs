@@ -1,6 +1,5 @@
 //! The device: where memory comes from and work goes to.
 
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use hostblob_capset::{Agreed, Capset};
@@ -8,13 +7,14 @@ use hostblob_protocol::answers::Answer;
 use hostblob_protocol::request::{
     Copy, Create, CreateFlags, Fill, MemorySelector, QueryBudget, request_bit,
 };
+use hostblob_protocol::virtio_gpu::blob_mem;
 use hostblob_protocol::{Request, Status};
 
 use crate::blob::Blob;
 use crate::error::{Error, Result};
 use crate::fence::Fence;
 use crate::memory::{Life, Memory, Own, WHOLE_SIZE, agrees};
-use crate::options::{AllocateInfo, BlobInfo, Budget, OpenOptions, Statistics};
+use crate::options::{AllocateInfo, BlobInfo, Budget, OpenOptions, PoolOptions, Statistics};
 use crate::pool::Pool;
 use crate::session::{Session, check};
 use crate::transport::{BlobSpec, RING_GPU, TransportKind};
@@ -41,23 +41,27 @@ impl Device {
     ///
     /// [`Error::NoDevice`] where there is none, [`Error::Incompatible`] where there is one that speaks differently.
     pub fn open(options: &OpenOptions) -> Result<Self> {
-        let session = Arc::new(Session::open(options)?);
+        Ok(Self::over(Session::open(options)?, &options.pool))
+    }
+
+    pub(crate) fn over(session: Session, options: &PoolOptions) -> Self {
+        let session = Arc::new(session);
         let pool = |(index, t): (u32, &hostblob_capset::MemoryType)| {
             t.is_host_visible()
-                .then(|| Pool::new(&session, index, &options.pool))
+                .then(|| Pool::new(&session, index, options))
         };
         let pools = (0..).zip(&session.capset().types).map(pool).collect();
-        let dedicated_above = options.pool.dedicated_above;
-        Ok(Self {
+        let dedicated_above = options.dedicated_above;
+        Self {
             inner: Arc::new(Inner {
                 session,
                 pools,
                 dedicated_above,
             }),
-        })
+        }
     }
 
-    fn session(&self) -> &Arc<Session> {
+    pub(crate) fn session(&self) -> &Arc<Session> {
         &self.inner.session
     }
 
@@ -158,6 +162,7 @@ impl Device {
         };
         let life = if direct {
             let spec = BlobSpec {
+                blob_mem: blob_mem::HOST3D,
                 blob_id: client_id,
                 size: bytes,
                 mappable: true,
@@ -177,6 +182,7 @@ impl Device {
             host_visible,
             shareable: info.shareable,
             bytes,
+            extra_name: false,
             life,
         };
         Ok(Memory::from_own(own, info.size))
@@ -189,7 +195,7 @@ impl Device {
         if memory.client_id() == 0 {
             return Err(Error::status_of(
                 Status::Unsupported,
-                format!("{what} of imported memory"),
+                format!("{what} of imported memory without a name"),
             ));
         }
         Ok(())
@@ -245,24 +251,6 @@ impl Device {
         Ok(Fence::new(self.session().clone(), sent, what))
     }
 
-    /// Takes in memory that another process of this guest exported from the same device. It can be mapped; host GPU work on it needs
-    /// an IMPORT that hosts of this version do not serve. [`Status::Unsupported`] over the socket.
-    pub fn import_dma_buf(&self, fd: BorrowedFd<'_>) -> Result<Memory> {
-        let session = self.session().clone();
-        let raw = session.transport().import_dma_buf(fd)?;
-        let bytes = raw.size;
-        let own = Own {
-            client_id: 0,
-            memory_type: None,
-            host_visible: true,
-            shareable: true,
-            bytes,
-            life: Life::WithBlob(Blob::foreign(session.clone(), raw)),
-            session,
-        };
-        Ok(Memory::from_own(own, bytes))
-    }
-
     /// What a heap has for this context now.
     pub fn budget(&self, heap: u32) -> Result<Budget> {
         let what = "budget";
@@ -303,6 +291,7 @@ impl Device {
     /// A blob exactly as described: for tests and tools. Where `requests` do not succeed, their status is the error.
     pub fn create_blob(&self, info: &BlobInfo<'_>) -> Result<Blob> {
         let spec = BlobSpec {
+            blob_mem: blob_mem::HOST3D,
             blob_id: info.blob_id,
             size: info.size,
             mappable: info.mappable,

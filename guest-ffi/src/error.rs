@@ -27,7 +27,7 @@ pub enum Error {
     /// There is a device, but it speaks another version or says what cannot be.
     #[error("the device and this library cannot talk: {0}")]
     Incompatible(String),
-    /// The time given was over first.
+    /// The time given was over first, here or at the host.
     #[error("the time to wait is over")]
     Timeout,
     /// An argument that is wrong whatever the host.
@@ -58,15 +58,18 @@ pub(crate) mod code {
     pub(crate) const INTERNAL: u32 = 0x1_0004;
 }
 
-const VK_TIMEOUT: i32 = 2;
 const VK_ERROR_INITIALIZATION_FAILED: i32 = -3;
 const VK_ERROR_INCOMPATIBLE_DRIVER: i32 = -9;
 
 impl Error {
     pub(crate) fn status_of(status: Status, what: impl Into<String>) -> Self {
-        Error::Status {
-            status,
-            what: what.into(),
+        match status {
+            // Whoever's clock it was: callers look for one error.
+            Status::Timeout => Error::Timeout,
+            status => Error::Status {
+                status,
+                what: what.into(),
+            },
         }
     }
 
@@ -87,6 +90,7 @@ impl Error {
             Error::Status { status, .. } => Some(*status),
             Error::DeviceLost(_) => Some(Status::DeviceLost),
             Error::InvalidArgument(_) => Some(Status::InvalidArgument),
+            Error::Timeout => Some(Status::Timeout),
             _ => None,
         }
     }
@@ -111,7 +115,6 @@ impl Error {
         match self {
             Error::NoDevice(_) => VK_ERROR_INITIALIZATION_FAILED,
             Error::Incompatible(_) => VK_ERROR_INCOMPATIBLE_DRIVER,
-            Error::Timeout => VK_TIMEOUT,
             Error::Io { errno, .. } => {
                 let out_of_memory = [
                     rustix::io::Errno::NOMEM,
@@ -154,6 +157,8 @@ mod tests {
                 .all(|status| status.number() < code::FIRST)
         );
         assert_eq!(Error::Timeout.code(), 0x1_0001);
+        assert_eq!(Error::Timeout.vk_result(), 2, "VK_TIMEOUT");
+        assert_eq!(Error::status_of(Status::Timeout, "wait"), Error::Timeout);
         assert_eq!(
             Error::DeviceLost(String::new()).code(),
             Status::DeviceLost.number()

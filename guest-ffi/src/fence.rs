@@ -1,4 +1,4 @@
-//! Host GPU work that can be waited for.
+//! Host work that can be waited for.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::session::{Sent, Session, check};
 use crate::transport::Completion;
 
-/// Work on the host GPU. Callable from any thread; several may wait.
+/// Work on the host GPU, or a wait for host processes. Callable from any thread; several may wait.
 ///
 /// Dropping it does not stop the work. Memory that the work uses must live until it is done.
 #[derive(Debug)]
@@ -36,34 +36,41 @@ impl Fence {
     ///
     /// [`Error::Timeout`] when the time was over first, [`Error::Status`] when the work failed. May be called again; the answer stays.
     pub fn wait(&self, timeout: Option<Duration>) -> Result<()> {
-        if let Some(outcome) = &*self.outcome.lock() {
-            return outcome.clone();
-        }
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        if !self
-            .session
-            .transport()
-            .wait(&self.sent.completion, deadline)?
-        {
-            return Err(Error::Timeout);
-        }
-        let mut outcome = self.outcome.lock();
-        if let Some(outcome) = &*outcome {
-            return outcome.clone();
-        }
-        let answer = self.session.answer(self.sent.sequence)?;
-        let result = check(&answer, self.what);
-        *outcome = Some(result.clone());
-        result
+        self.outcome(deadline).unwrap_or(Err(Error::Timeout))
     }
 
     /// Whether the work is done, without waiting. An error when it failed.
     pub fn is_signaled(&self) -> Result<bool> {
-        match self.wait(Some(Duration::ZERO)) {
-            Ok(()) => Ok(true),
-            Err(Error::Timeout) => Ok(false),
-            Err(error) => Err(error),
+        let outcome = self.outcome(Some(Instant::now()));
+        outcome.map_or(Ok(false), |result| result.map(|()| true))
+    }
+
+    /// How the work ended; `None` when the deadline came first.
+    pub(crate) fn outcome(&self, deadline: Option<Instant>) -> Option<Result<()>> {
+        if let Some(outcome) = &*self.outcome.lock() {
+            return Some(outcome.clone());
         }
+        let waited = self
+            .session
+            .transport()
+            .wait(&self.sent.completion, deadline);
+        match waited {
+            Ok(true) => {}
+            Ok(false) => return None,
+            Err(error) => return Some(Err(error)),
+        }
+        let mut outcome = self.outcome.lock();
+        if let Some(outcome) = &*outcome {
+            return Some(outcome.clone());
+        }
+        let answer = match self.session.answer(self.sent.sequence) {
+            Ok(answer) => answer,
+            Err(error) => return Some(Err(error)),
+        };
+        let result = check(&answer, self.what);
+        *outcome = Some(result.clone());
+        Some(result)
     }
 
     /// A sync_file that signals when the work is done, for other drivers and for `poll`. [`Status::Unsupported`] over the socket.

@@ -1,8 +1,9 @@
 //! Sequence numbers: who waits for which slot of the answers ring. Pure bookkeeping.
 //!
 //! The answer to sequence `s` appears in slot `s % slots`, so `s + slots` may be sent only when the answer to `s` has been read. The
-//! ledger numbers without gaps, reads an answer that somebody still wants before its slot is given away, and says "full"
-//! while the oldest answer is not there.
+//! ledger reads an answer that somebody still wants before its slot is given away, and says "full" while the oldest answer is not
+//! there. It numbers without gaps, with one exception: where a request that the host may answer much later (a wait) holds the slot, the
+//! number is left out, since everything would stand still otherwise.
 
 use std::collections::HashMap;
 
@@ -11,7 +12,12 @@ use hostblob_protocol::answers::Answer;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Slot {
     Free,
-    Sent { sequence: u64, wanted: bool },
+    Sent {
+        sequence: u64,
+        wanted: bool,
+        /// The answer may take its time.
+        late: bool,
+    },
 }
 
 /// What has been sent on a ring of fixed size.
@@ -38,31 +44,55 @@ impl Ledger {
         self.slots.get_mut(usize::try_from(index).ok()?)
     }
 
-    /// A new sequence number, whose answer is wanted. `None` while its slot waits for an older answer.
-    pub(crate) fn begin(&mut self, read: impl Fn(u64) -> Option<Answer>) -> Option<u64> {
-        let new = self.next;
-        let slot = self.slot(new)?;
-        let previous = std::mem::replace(
-            slot,
-            Slot::Sent {
-                sequence: new,
-                wanted: true,
-            },
-        );
-        if let Slot::Sent { sequence, wanted } = previous {
-            match read(sequence) {
-                Some(answer) if wanted => {
-                    self.kept.insert(sequence, answer);
-                }
-                Some(_) => {}
-                None => {
-                    *slot = previous;
-                    return None;
+    /// A new sequence number, whose answer is wanted, and may come `late`. `None` while its slot waits for an older answer.
+    pub(crate) fn begin(
+        &mut self,
+        late: bool,
+        read: impl Fn(u64) -> Option<Answer>,
+    ) -> Option<u64> {
+        for _ in 0..self.slots.len() {
+            let new = self.next;
+            let slot = self.slot(new)?;
+            if let Slot::Sent {
+                sequence,
+                wanted,
+                late,
+            } = *slot
+            {
+                match read(sequence) {
+                    Some(answer) if wanted => {
+                        self.kept.insert(sequence, answer);
+                    }
+                    Some(_) => {}
+                    None if late => {
+                        self.next += 1;
+                        continue;
+                    }
+                    None => return None,
                 }
             }
+            if let Some(slot) = self.slot(new) {
+                *slot = Slot::Sent {
+                    sequence: new,
+                    wanted: true,
+                    late,
+                };
+            }
+            self.next += 1;
+            return Some(new);
         }
-        self.next += 1;
-        Some(new)
+        None
+    }
+
+    /// Whether the answer to `sequence` has yet to come, wanted or not.
+    pub(crate) fn is_pending(
+        &mut self,
+        sequence: u64,
+        read: impl Fn(u64) -> Option<Answer>,
+    ) -> bool {
+        let sent = self.slot(sequence).copied();
+        matches!(sent, Some(Slot::Sent { sequence: sent, .. }) if sent == sequence)
+            && read(sequence).is_none()
     }
 
     /// The answer to `sequence`, once it is there; given out once.
@@ -75,13 +105,13 @@ impl Ledger {
             return Some(answer);
         }
         let slot = self.slot(sequence)?;
-        if *slot
-            != (Slot::Sent {
-                sequence,
+        match *slot {
+            Slot::Sent {
+                sequence: sent,
                 wanted: true,
-            })
-        {
-            return None;
+                ..
+            } if sent == sequence => {}
+            _ => return None,
         }
         let answer = read(sequence)?;
         *slot = Slot::Free;
@@ -94,6 +124,7 @@ impl Ledger {
         if let Some(Slot::Sent {
             sequence: sent,
             wanted,
+            ..
         }) = self.slot(sequence)
             && *sent == sequence
         {
@@ -149,12 +180,16 @@ mod tests {
         let page = Page(4, RefCell::default());
         let mut ledger = Ledger::new(4);
         for expected in 1..=4 {
-            assert_eq!(ledger.begin(|s| page.read(s)), Some(expected));
+            assert_eq!(ledger.begin(false, |s| page.read(s)), Some(expected));
         }
-        assert_eq!(ledger.begin(|s| page.read(s)), None, "1 is not answered");
+        assert_eq!(
+            ledger.begin(false, |s| page.read(s)),
+            None,
+            "1 is not answered"
+        );
         page.write(1);
         assert_eq!(
-            ledger.begin(|s| page.read(s)),
+            ledger.begin(false, |s| page.read(s)),
             Some(5),
             "no gap after a full ring"
         );
@@ -173,14 +208,53 @@ mod tests {
     fn forgotten_answers_free_their_slot_when_they_come() {
         let page = Page(2, RefCell::default());
         let mut ledger = Ledger::new(2);
-        assert_eq!(ledger.begin(|s| page.read(s)), Some(1));
-        assert_eq!(ledger.begin(|s| page.read(s)), Some(2));
+        assert_eq!(ledger.begin(false, |s| page.read(s)), Some(1));
+        assert_eq!(ledger.begin(false, |s| page.read(s)), Some(2));
         ledger.forget(1);
-        assert_eq!(ledger.begin(|s| page.read(s)), None);
+        assert_eq!(ledger.begin(false, |s| page.read(s)), None);
         page.write(1);
-        assert_eq!(ledger.begin(|s| page.read(s)), Some(3));
+        assert_eq!(ledger.begin(false, |s| page.read(s)), Some(3));
         assert!(ledger.kept.is_empty());
         ledger.abandon(2);
-        assert_eq!(ledger.begin(|s| page.read(s)), Some(4), "2 was never sent");
+        assert_eq!(
+            ledger.begin(false, |s| page.read(s)),
+            Some(4),
+            "2 was never sent"
+        );
+    }
+
+    #[test]
+    fn numbers_whose_slot_a_wait_holds_are_left_out() {
+        let page = Page(4, RefCell::default());
+        let mut ledger = Ledger::new(4);
+        assert_eq!(ledger.begin(true, |s| page.read(s)), Some(1));
+        for round in 0..3 {
+            for step in 2..=4 {
+                let sequence = ledger.begin(false, |s| page.read(s)).unwrap();
+                assert_eq!(sequence, 4 * round + step, "never slot 1");
+                page.write(sequence);
+                assert!(ledger.take(sequence, |s| page.read(s)).is_some());
+            }
+        }
+        assert!(ledger.is_pending(1, |s| page.read(s)));
+        ledger.forget(1);
+        assert!(
+            ledger.is_pending(1, |s| page.read(s)),
+            "wanted or not, it will come"
+        );
+        page.write(1);
+        assert!(!ledger.is_pending(1, |s| page.read(s)));
+        assert_eq!(
+            ledger.begin(false, |s| page.read(s)),
+            Some(13),
+            "free again"
+        );
+        for sequence in 14..=16 {
+            assert_eq!(ledger.begin(true, |s| page.read(s)), Some(sequence));
+        }
+        assert_eq!(ledger.begin(false, |s| page.read(s)), None, "13 is no wait");
+        page.write(13);
+        assert_eq!(ledger.begin(true, |s| page.read(s)), Some(17));
+        assert_eq!(ledger.begin(false, |s| page.read(s)), None, "all are waits");
     }
 }

@@ -19,8 +19,10 @@
 //! | module | answers the question |
 //! |---|---|
 //! | `device`, `memory`, `fence`, `blob` | what can a driver call? |
+//! | `share` | how does memory come from, and go to, other processes of the guest? |
+//! | `buffer`, `buffer_pool` | how do host processes look at it, and when are they done? |
 //! | `pool` | how do small requests cost no command? |
-//! | `session`, `ledger` | how is the host asked, and where does it answer? |
+//! | `session`, `ledger`, `waits` | how is the host asked, and where does it answer? |
 //! | `transport` | how do commands get there: render node, or a socket without a VM? |
 //! | `region` | who touches mapped bytes? |
 //! | [`ffi`] | the same in C: `hostblob_guest.h` |
@@ -29,7 +31,16 @@
 //!
 //! `unsafe` is in `region` (mapped memory), `transport::drm` (ioctls), `pool` (an address that crosses threads) and `ffi`.
 
+// The fake daemon of the tests, for tests of what no integration test reaches.
+#[cfg(test)]
+extern crate self as hostblob_guest;
+#[cfg(test)]
+#[path = "../tests/fake/mod.rs"]
+mod fake;
+
 mod blob;
+mod buffer;
+mod buffer_pool;
 mod device;
 mod error;
 mod fence;
@@ -40,18 +51,24 @@ mod options;
 mod pool;
 mod region;
 mod session;
+mod share;
 mod transport;
+mod waits;
 
 pub use hostblob_capset as capset;
 pub use hostblob_protocol as protocol;
 
 pub use blob::Blob;
+pub use buffer::BufferInfo;
+pub use buffer_pool::{BufferDmaBuf, BufferPool, PoolBuffer, STRIDE_ALIGNMENT};
 pub use device::Device;
 pub use error::{Error, Result};
 pub use fence::Fence;
 pub use hostblob_capset::{Agreed, Capset};
 pub use hostblob_protocol::answers::Answer;
-pub use hostblob_protocol::request::{Access, CacheMode, CreateFlags, MemoryRange, MemorySelector};
+pub use hostblob_protocol::request::{
+    ALL_BUFFERS, Access, CacheMode, CreateFlags, MemoryRange, MemorySelector,
+};
 pub use hostblob_protocol::{Request, Status};
 pub use memory::{Memory, WHOLE_SIZE};
 pub use options::{

@@ -9,6 +9,7 @@ use hostblob_protocol::Status;
 use hostblob_protocol::request::{
     BindClientId, CacheMode, Flush, Free, Invalidate, Map, MemoryRange, Unmap, request_bit,
 };
+use hostblob_protocol::virtio_gpu::blob_mem;
 use parking_lot::RwLock;
 
 use crate::blob::Blob;
@@ -20,7 +21,7 @@ use crate::session::{Session, check};
 use crate::transport::BlobSpec;
 
 /// `VK_MEMORY_PROPERTY_HOST_COHERENT_BIT`.
-const HOST_COHERENT: u32 = 0x4;
+pub(crate) const HOST_COHERENT: u32 = 0x4;
 /// As a length: up to the end (`VK_WHOLE_SIZE`).
 pub const WHOLE_SIZE: u64 = u64::MAX;
 
@@ -46,33 +47,37 @@ pub(crate) enum Backing {
 #[derive(Debug)]
 pub(crate) struct Own {
     pub(crate) session: Arc<Session>,
-    /// 0 for imported memory.
+    /// 0 where the host knows no name: an imported dma-buf, unless `extra_name`.
     pub(crate) client_id: u64,
     pub(crate) memory_type: Option<u32>,
     pub(crate) host_visible: bool,
     pub(crate) shareable: bool,
     pub(crate) bytes: u64,
+    /// The name was given to a blob that was there (IMPORT_RESOURCE): it ends by FREE, just before the blob does.
+    pub(crate) extra_name: bool,
     pub(crate) life: Life,
 }
 
 /// How it came to be, and so how it ends.
 #[derive(Debug)]
 pub(crate) enum Life {
-    /// It belongs to its blob and dies with it: created with MAP_DIRECTLY, or imported.
+    /// It belongs to its blob and dies with it: created with MAP_DIRECTLY, imported as a dma-buf, or of guest pages.
     WithBlob(Blob),
-    /// Created alone, bound to a blob while it is mapped or exported, freed by its name.
+    /// Created alone, or imported by its UUID; bound to a blob while it is mapped or exported, freed by its name.
     Named(RwLock<Option<Blob>>),
 }
 
 impl Drop for Own {
     fn drop(&mut self) {
-        if let Life::Named(blob) = &mut self.life {
-            drop(blob.get_mut().take());
-            self.session.tell(&[Free {
-                client_id: self.client_id,
-            }
-            .into()]);
+        match &mut self.life {
+            Life::Named(blob) => drop(blob.get_mut().take()),
+            Life::WithBlob(_) if self.extra_name => {}
+            Life::WithBlob(_) => return,
         }
+        let free = Free {
+            client_id: self.client_id,
+        };
+        self.session.tell(&[free.into()]);
     }
 }
 
@@ -103,6 +108,7 @@ impl Own {
             client_id: self.client_id,
         };
         let spec = BlobSpec {
+            blob_mem: blob_mem::HOST3D,
             blob_id: self.client_id,
             size: self.bytes,
             mappable: self.host_visible,
@@ -136,7 +142,7 @@ impl Memory {
         self.size
     }
 
-    /// Index into the capset's types; `None` for imported memory.
+    /// Index into the capset's types; `None` for a dma-buf that the host knows no name for.
     pub fn memory_type(&self) -> Option<u32> {
         match &self.backing {
             Backing::Piece(piece) => Some(piece.memory_type()),
@@ -149,7 +155,8 @@ impl Memory {
         matches!(self.backing, Backing::Piece(_))
     }
 
-    /// The name that the host knows it by, with others if [`Memory::is_suballocated`]; 0 for imported memory.
+    /// The name that the host knows it by, with others if [`Memory::is_suballocated`]; 0 for a dma-buf that it knows no
+    /// name for.
     pub fn client_id(&self) -> u64 {
         match &self.backing {
             Backing::Piece(piece) => piece.client_id(),
@@ -201,6 +208,8 @@ impl Memory {
         }
         if let Backing::Own(own) = &self.backing
             && own.client_id != 0
+            // The guest's kernel maps those blobs, and the host has no say.
+            && !own.extra_name
             && own.session.agreed().requests & request_bit::MAP != 0
         {
             let MapInfo {
@@ -257,6 +266,14 @@ impl Memory {
                 Ok((own.with_blob(Blob::mapping)?, 0))
             }
         }
+    }
+
+    /// The address of byte `offset`.
+    pub(crate) fn address_of(&self, offset: u64) -> Result<NonNull<u8>> {
+        let (mapping, start) = self.mapping()?;
+        mapping
+            .address_of(start + offset)
+            .ok_or_else(|| Error::status_of(Status::OutOfRange, "map"))
     }
 
     /// Copies `into.len()` bytes from `offset` on out of the memory.
@@ -340,6 +357,18 @@ impl Memory {
             offset: self.offset() + offset,
             length,
         })
+    }
+
+    /// The memory with a shareable name of its own, which requests beyond this context need.
+    pub(crate) fn shareable(&self, what: &str) -> Result<&Own> {
+        match &self.backing {
+            Backing::Own(own) if own.client_id == 0 => Err(Error::status_of(
+                Status::Unsupported,
+                format!("{what} of imported memory without a name"),
+            )),
+            Backing::Own(own) if own.shareable => Ok(own),
+            _ => Err(Error::status_of(Status::NotShareable, what)),
+        }
     }
 
     /// A dma-buf of the memory, which must have been allocated shareable. [`Status::Unsupported`] over the socket.

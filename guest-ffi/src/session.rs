@@ -10,16 +10,16 @@ use hostblob_capset::{Agreed, Capset, Offer, negotiate};
 use hostblob_protocol::answers::{Answer, MAX_SIZE, MIN_SIZE, Ring};
 use hostblob_protocol::envelope::MAX_LENGTH;
 use hostblob_protocol::request::OpenAnswers;
-use hostblob_protocol::{DEFAULT_CAPSET_ID, EnvelopeBuilder, Request, Status};
+use hostblob_protocol::virtio_gpu::blob_mem;
+use hostblob_protocol::{EnvelopeBuilder, Request, Status};
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
 use crate::ledger::Ledger;
-use crate::options::{ENV_CAPSET_ID, ENV_RENDER_NODE, ENV_SOCKET, Endpoint, OpenOptions};
+use crate::options::OpenOptions;
 use crate::region::Mapping;
-use crate::transport::drm::Drm;
-use crate::transport::socket::Socket;
-use crate::transport::{BlobSpec, Completion, RING_REQUESTS, RawBlob, Transport};
+use crate::transport::{self, BlobSpec, Completion, RING_REQUESTS, RawBlob, Transport};
+use crate::waits::Waits;
 
 /// First pause while the answers ring is full; doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_micros(20);
@@ -36,6 +36,7 @@ pub(crate) struct Session {
     control: RawBlob,
     page: Mapping,
     ledger: Mutex<Ledger>,
+    waits: Mutex<Waits>,
     next_client_id: AtomicU64,
     commands: AtomicU64,
     /// When a blob was last destroyed.
@@ -49,38 +50,6 @@ pub(crate) struct Sent {
     pub(crate) completion: Completion,
 }
 
-fn connect(options: &OpenOptions) -> Result<Box<dyn Transport>> {
-    let from_environment = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-    let endpoint = match &options.endpoint {
-        Endpoint::Environment => {
-            if let Some(path) = from_environment(ENV_SOCKET) {
-                Endpoint::Socket(path.into())
-            } else if let Some(path) = from_environment(ENV_RENDER_NODE) {
-                Endpoint::RenderNode(path.into())
-            } else {
-                Endpoint::AnyRenderNode
-            }
-        }
-        other => other.clone(),
-    };
-    let capset_id = match (options.capset_id, from_environment(ENV_CAPSET_ID)) {
-        (Some(id), _) => Some(id),
-        (None, Some(text)) => {
-            let id = text.to_str().and_then(|text| text.parse().ok());
-            Some(id.ok_or_else(|| Error::invalid(format!("{ENV_CAPSET_ID}={text:?}")))?)
-        }
-        (None, None) => None,
-    };
-    let on_node = capset_id.unwrap_or(DEFAULT_CAPSET_ID);
-    Ok(match endpoint {
-        Endpoint::Socket(path) => Box::new(Socket::open(&path, capset_id, options.timeout)?),
-        Endpoint::RenderNode(path) => Box::new(Drm::open(&path, on_node, options.timeout)?),
-        Endpoint::Environment | Endpoint::AnyRenderNode => {
-            Box::new(Drm::open_any(on_node, options.timeout)?)
-        }
-    })
-}
-
 fn round_up(size: u64, granule: u64) -> Result<u64> {
     size.checked_next_multiple_of(granule)
         .ok_or_else(|| Error::status_of(Status::OutOfHostMemory, format!("{size} bytes")))
@@ -89,15 +58,19 @@ fn round_up(size: u64, granule: u64) -> Result<u64> {
 impl Session {
     /// Connects, negotiates, and opens the control page.
     pub(crate) fn open(options: &OpenOptions) -> Result<Self> {
-        let transport = connect(options)?;
+        Self::over(transport::connect(options)?, options.control_size)
+    }
+
+    pub(crate) fn over(transport: Box<dyn Transport>, control_size: u64) -> Result<Self> {
         let incompatible = |reason: String| Error::Incompatible(reason);
         let capset = Capset::decode(&transport.read_capset()?)
             .map_err(|error| incompatible(error.to_string()))?;
         let agreed = negotiate(&Offer::EVERYTHING, &capset.offer)
             .map_err(|error| incompatible(error.to_string()))?;
-        let wanted = options.control_size.clamp(MIN_SIZE as u64, MAX_SIZE as u64);
+        let wanted = control_size.clamp(MIN_SIZE as u64, MAX_SIZE as u64);
         let size = round_up(wanted, page_size(&capset))?;
         let spec = BlobSpec {
+            blob_mem: blob_mem::HOST3D,
             blob_id: 0,
             size,
             mappable: true,
@@ -114,6 +87,7 @@ impl Session {
             control,
             page,
             ledger: Mutex::new(Ledger::new(slots)),
+            waits: Mutex::default(),
             next_client_id: AtomicU64::new(1),
             commands: AtomicU64::new(0),
             last_destroyed: Mutex::new(None),
@@ -189,11 +163,11 @@ impl Session {
     }
 
     /// A sequence number with a free slot. Waits while the ring is full.
-    fn begin(&self) -> Result<u64> {
+    fn begin(&self, late: bool) -> Result<u64> {
         let give_up = Instant::now() + self.transport.timeout();
         let mut pause = FIRST_PAUSE;
         loop {
-            if let Some(sequence) = self.ledger.lock().begin(|s| self.read_page(s)) {
+            if let Some(sequence) = self.ledger.lock().begin(late, |s| self.read_page(s)) {
                 return Ok(sequence);
             }
             self.transport.pump()?;
@@ -228,7 +202,32 @@ impl Session {
 
     /// Sends requests whose completion is told on a ring.
     pub(crate) fn send(&self, requests: &[Request], name: Option<&str>, ring: u8) -> Result<Sent> {
-        let sequence = self.begin()?;
+        self.send_as(self.begin(false)?, requests, name, ring)
+    }
+
+    /// Sends a request that the host may answer much later. It holds nothing back: neither the fences of other rings nor, in the
+    /// answers ring, the requests of other threads.
+    pub(crate) fn send_wait(&self, request: Request, what: &str) -> Result<Sent> {
+        let mut waits = self.waits.lock();
+        let is_pending = |sequence| {
+            let mut ledger = self.ledger.lock();
+            ledger.is_pending(sequence, |s| self.read_page(s))
+        };
+        let (ring, place) = waits
+            .free_ring(is_pending)
+            .ok_or_else(|| Error::status_of(Status::TooManyObjects, what))?;
+        let sent = self.send_as(self.begin(true)?, &[request], None, ring)?;
+        *place = sent.sequence;
+        Ok(sent)
+    }
+
+    fn send_as(
+        &self,
+        sequence: u64,
+        requests: &[Request],
+        name: Option<&str>,
+        ring: u8,
+    ) -> Result<Sent> {
         let sent = envelope(sequence, requests, name).and_then(|bytes| {
             self.count();
             self.transport.submit_fenced(&bytes, ring)
@@ -285,7 +284,7 @@ impl Session {
             let (blob, mapping) = self.create_and_map(&spec)?;
             return Ok((blob, mapping, None));
         }
-        let sequence = self.begin()?;
+        let sequence = self.begin(false)?;
         let bytes = match envelope(sequence, requests, name) {
             Ok(bytes) => bytes,
             Err(error) => {

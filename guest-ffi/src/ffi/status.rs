@@ -57,9 +57,17 @@ pub enum hb_status {
     HB_ERROR_DRIVER_FAILURE = 21,
     /// Internal error of the host.
     HB_ERROR_HOST_INTERNAL = 22,
+    /// The memory has no guest pages attached.
+    HB_ERROR_NO_BACKING = 24,
+    /// A host process uses the memory.
+    HB_ERROR_IN_USE = 25,
+    /// Nothing is shared under this UUID.
+    HB_ERROR_UNKNOWN_UUID = 26,
+    /// The memory was not allocated to be shared.
+    HB_ERROR_NOT_SHAREABLE = 27,
     /// Nothing here offers hostblob.
     HB_ERROR_NO_DEVICE = 0x10000,
-    /// The time to wait was over first.
+    /// The time to wait was over first, here or at the host.
     HB_TIMEOUT = 0x10001,
     /// The device and this library speak different versions.
     HB_ERROR_INCOMPATIBLE = 0x10002,
@@ -96,6 +104,10 @@ const ALL: &[hb_status] = &[
     HB_ERROR_ALREADY_BOUND,
     HB_ERROR_DRIVER_FAILURE,
     HB_ERROR_HOST_INTERNAL,
+    HB_ERROR_NO_BACKING,
+    HB_ERROR_IN_USE,
+    HB_ERROR_UNKNOWN_UUID,
+    HB_ERROR_NOT_SHAREABLE,
     HB_ERROR_NO_DEVICE,
     HB_TIMEOUT,
     HB_ERROR_INCOMPATIBLE,
@@ -105,6 +117,10 @@ const ALL: &[hb_status] = &[
 
 impl hb_status {
     fn from_number(number: u32) -> Option<Self> {
+        // The host's clock or ours: one status.
+        if number == Status::Timeout.number() {
+            return Some(HB_TIMEOUT);
+        }
         ALL.iter().copied().find(|status| *status as u32 == number)
     }
 
@@ -137,6 +153,10 @@ impl hb_status {
             HB_ERROR_ALREADY_BOUND => c"the memory is bound to a blob already",
             HB_ERROR_DRIVER_FAILURE => c"the GPU driver refused the request",
             HB_ERROR_HOST_INTERNAL => c"internal error of the host",
+            HB_ERROR_NO_BACKING => c"the memory has no guest pages attached",
+            HB_ERROR_IN_USE => c"a host process uses the memory",
+            HB_ERROR_UNKNOWN_UUID => c"nothing is shared under this UUID",
+            HB_ERROR_NOT_SHAREABLE => c"the memory was not created to be shared",
             HB_ERROR_NO_DEVICE => c"no hostblob device",
             HB_TIMEOUT => c"the time to wait is over",
             HB_ERROR_INCOMPATIBLE => c"the device and this library cannot talk",
@@ -204,7 +224,7 @@ mod tests {
     #[test]
     fn every_status_of_the_protocol_has_its_number_text_and_result() {
         for status in Status::ALL {
-            let ours = hb_status::from_number(status.number()).expect("a number of its own");
+            let ours = hb_status::from_number(status.number()).expect("a number of ours");
             assert_eq!(ours.text().to_str().unwrap(), status.message());
             assert_eq!(hb_status_vk_result(status.number()), status.vk_result());
         }
@@ -212,7 +232,8 @@ mod tests {
             .iter()
             .filter(|status| (**status as u32) < code::FIRST)
             .count();
-        assert_eq!(ours, Status::ALL.len());
+        assert_eq!(ours, Status::ALL.len() - 1, "all but the timeout");
+        assert_eq!(hb_status::from_number(23), Some(HB_TIMEOUT));
         assert_eq!(string(12345), "unknown status");
         assert_eq!(string(0x10001), "the time to wait is over");
         assert_eq!(hb_status_vk_result(0x10001), 2);

@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use hostblob_protocol::Status;
 use hostblob_protocol::request::{CacheMode, Create, CreateFlags, MemorySelector};
+use hostblob_protocol::virtio_gpu::blob_mem;
 use parking_lot::Mutex;
 
 use crate::blob::Blob;
@@ -180,6 +181,7 @@ impl Shard {
             expected_cache: CacheMode::Any,
         };
         let spec = BlobSpec {
+            blob_mem: blob_mem::HOST3D,
             blob_id: client_id,
             size,
             mappable: true,

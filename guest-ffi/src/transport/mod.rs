@@ -14,8 +14,14 @@ use std::fmt::Debug;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use crate::error::Result;
+use hostblob_protocol::DEFAULT_CAPSET_ID;
+use hostblob_protocol::virtio_gpu::MAX_RINGS;
+
+use crate::error::{Error, Result};
+use crate::options::{ENV_CAPSET_ID, ENV_RENDER_NODE, ENV_SOCKET, Endpoint, OpenOptions};
 use crate::region::Mapping;
+use drm::Drm;
+use socket::Socket;
 
 /// How a device is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -30,12 +36,17 @@ pub enum TransportKind {
 pub(crate) const RING_REQUESTS: u8 = 0;
 /// The context's timeline of host GPU work.
 pub(crate) const RING_GPU: u8 = 1;
-/// Timelines that a context is created with.
-pub(crate) const RING_COUNT: u8 = 2;
+/// The first of the timelines that carry one long wait each.
+pub(crate) const RING_FIRST_WAIT: u8 = 2;
+/// Timelines that a context is created with: as many as there can be.
+pub(crate) const RING_COUNT: u8 = 64;
+const _: () = assert!(RING_COUNT as u32 == MAX_RINGS);
 
-/// A blob to create. It is `HOST3D`, always.
+/// A blob to create.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BlobSpec<'a> {
+    /// `VIRTIO_GPU_BLOB_MEM_*`.
+    pub(crate) blob_mem: u32,
     pub(crate) blob_id: u64,
     pub(crate) size: u64,
     pub(crate) mappable: bool,
@@ -107,4 +118,37 @@ pub(crate) trait Transport: Send + Sync + Debug {
 
     /// The blob of a dma-buf.
     fn import_dma_buf(&self, fd: BorrowedFd<'_>) -> Result<RawBlob>;
+}
+
+/// Goes the way that the options, or the environment, name.
+pub(crate) fn connect(options: &OpenOptions) -> Result<Box<dyn Transport>> {
+    let from_environment = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    let endpoint = match &options.endpoint {
+        Endpoint::Environment => {
+            if let Some(path) = from_environment(ENV_SOCKET) {
+                Endpoint::Socket(path.into())
+            } else if let Some(path) = from_environment(ENV_RENDER_NODE) {
+                Endpoint::RenderNode(path.into())
+            } else {
+                Endpoint::AnyRenderNode
+            }
+        }
+        other => other.clone(),
+    };
+    let capset_id = match (options.capset_id, from_environment(ENV_CAPSET_ID)) {
+        (Some(id), _) => Some(id),
+        (None, Some(text)) => {
+            let id = text.to_str().and_then(|text| text.parse().ok());
+            Some(id.ok_or_else(|| Error::invalid(format!("{ENV_CAPSET_ID}={text:?}")))?)
+        }
+        (None, None) => None,
+    };
+    let on_node = capset_id.unwrap_or(DEFAULT_CAPSET_ID);
+    Ok(match endpoint {
+        Endpoint::Socket(path) => Box::new(Socket::open(&path, capset_id, options.timeout)?),
+        Endpoint::RenderNode(path) => Box::new(Drm::open(&path, on_node, options.timeout)?),
+        Endpoint::Environment | Endpoint::AnyRenderNode => {
+            Box::new(Drm::open_any(on_node, options.timeout)?)
+        }
+    })
 }

@@ -11,21 +11,25 @@
     reason = "what a test expects"
 )]
 
+mod output;
+mod viewers;
+
 use std::collections::HashMap;
-use std::io::{IoSlice, Read, Write};
+use std::io::{IoSlice, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hostblob_guest::capset::{
-    Cache, Capset, Heap, Limits, MemoryType, Offer, Provider, WindowMode,
+    BlobMem, Cache, Capset, Heap, Limits, MemoryType, Offer, Provider, WindowMode,
 };
-use hostblob_guest::protocol::answers::{HEADER_SIZE, MAX_SIZE, RECORD_SIZE, Ring};
-use hostblob_guest::protocol::local::{Frame, HELLO, Hello, RESPONSE, VERSION};
+use hostblob_guest::protocol::answers::{MAX_SIZE, Ring};
+use hostblob_guest::protocol::local::{Frame, HELLO, Hello, VERSION};
 use hostblob_guest::protocol::virtio_gpu::{
     CtrlHdr, FLAG_FENCE, ResourceCreateBlob, ResourceMapBlob, cmd, resp,
 };
@@ -34,6 +38,9 @@ use hostblob_guest::{Device, OpenOptions};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
+
+use output::{Output, Told};
+use viewers::Viewers;
 
 pub(crate) const WINDOW: u64 = 1 << 30;
 
@@ -59,6 +66,17 @@ pub(crate) struct Script {
     pub(crate) refuse_maps: Option<u32>,
     pub(crate) types: Vec<MemoryType>,
     pub(crate) offer: Offer,
+    pub(crate) blob_mem: BlobMem,
+    /// All requests so far, with their ring.
+    pub(crate) log: Arc<Mutex<Vec<(u8, Request)>>>,
+    pub(crate) viewers: Arc<Viewers>,
+}
+
+impl Script {
+    /// What was asked so far.
+    pub(crate) fn asked(&self) -> Vec<(u8, Request)> {
+        self.log.lock().unwrap().clone()
+    }
 }
 
 impl Default for Script {
@@ -92,6 +110,9 @@ impl Default for Script {
                 },
             ],
             offer: Offer::EVERYTHING,
+            blob_mem: BlobMem::HOST3D,
+            log: Arc::default(),
+            viewers: Arc::default(),
         }
     }
 }
@@ -121,8 +142,13 @@ pub(crate) fn capset(script: &Script) -> Capset {
             flags: 0,
         }],
         types: script.types.clone(),
-        blob_mem: hostblob_capset::BlobMem::HOST3D,
+        blob_mem: script.blob_mem,
     }
+}
+
+/// Under which memory is shared.
+pub(crate) fn uuid_of(client_id: u64) -> [u8; 16] {
+    std::array::from_fn(|index| client_id as u8 ^ (index as u8) << 4)
 }
 
 /// A running fake daemon that serves one client. The socket's file goes with it.
@@ -164,6 +190,7 @@ impl Fake {
 
 struct Client {
     stream: UnixStream,
+    output: Arc<Output>,
     script: Script,
     window: std::fs::File,
     sizes: HashMap<u32, u64>,
@@ -171,9 +198,11 @@ struct Client {
     /// Client ids of resources, and where client ids are.
     names: HashMap<u32, u64>,
     places: HashMap<u64, u64>,
+    /// Where shared memory is.
+    shared: HashMap<[u8; 16], u64>,
     next_offset: u64,
     answers: Option<(u64, usize)>,
-    held: Vec<(u64, Option<(u64, Status)>)>,
+    held: Vec<(u64, Told)>,
     commands: usize,
 }
 
@@ -181,14 +210,21 @@ impl Client {
     fn new(stream: UnixStream, script: Script) -> Self {
         let window = rustix::fs::memfd_create("fake", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
         rustix::fs::ftruncate(&window, script.window_bytes).unwrap();
+        let window: std::fs::File = OwnedFd::into(window);
+        let output = Output {
+            stream: Mutex::new(stream.try_clone().unwrap()),
+            window: window.try_clone().unwrap(),
+        };
         Self {
             stream,
+            output: Arc::new(output),
             script,
-            window: OwnedFd::into(window),
+            window,
             sizes: HashMap::new(),
             offsets: HashMap::new(),
             names: HashMap::new(),
             places: HashMap::new(),
+            shared: HashMap::new(),
             next_offset: 0,
             answers: None,
             held: Vec::new(),
@@ -248,19 +284,8 @@ impl Client {
         }
     }
 
-    fn respond(&mut self, tag: u64, kind: u32, aux: u64, body: &[u8]) -> std::io::Result<()> {
-        let header = CtrlHdr {
-            cmd_type: U32::new(kind),
-            ..CtrlHdr::default()
-        };
-        let frame = Frame {
-            length: U32::new((size_of::<CtrlHdr>() + body.len()).try_into().unwrap()),
-            kind: U32::new(RESPONSE),
-            tag: U64::new(tag),
-            aux: U64::new(aux),
-        };
-        self.stream
-            .write_all(&[frame.as_bytes(), header.as_bytes(), body].concat())
+    fn respond(&self, tag: u64, kind: u32, aux: u64, body: &[u8]) -> std::io::Result<()> {
+        self.output.respond(tag, kind, aux, body)
     }
 
     fn execute(&mut self, tag: u64, command: &[u8]) -> std::io::Result<()> {
@@ -284,10 +309,13 @@ impl Client {
                 if let (Some(kind), true) = (self.script.refuse_maps, self.answers.is_some()) {
                     return self.respond(tag, kind, 0, &[]);
                 }
-                let offset = self.next_offset;
-                self.next_offset += self.sizes[&resource];
+                let name = self.names[&resource];
+                let offset = match self.places.get(&name) {
+                    Some(&place) if name != 0 => place,
+                    _ => self.place(self.sizes[&resource]),
+                };
                 self.offsets.insert(resource, offset);
-                self.places.insert(self.names[&resource], offset);
+                self.places.insert(name, offset);
                 let told = self.script.map_at.filter(|_| self.answers.is_some());
                 self.respond(
                     tag,
@@ -301,10 +329,19 @@ impl Client {
         }
     }
 
+    fn place(&mut self, size: u64) -> u64 {
+        self.next_offset += size;
+        self.next_offset - size
+    }
+
     fn submit(&mut self, tag: u64, header: &CtrlHdr, bytes: &[u8]) -> std::io::Result<()> {
         let envelope = Envelope::decode(bytes).unwrap();
         let mut status = Status::Ok;
+        let mut details = [0; 2];
+        let mut wait = None;
+        let ring = header.ring_idx;
         for request in &envelope.requests {
+            self.script.log.lock().unwrap().push((ring, *request));
             match request {
                 Request::OpenAnswers(open) => {
                     let page = self.offsets[&open.resource_id];
@@ -333,6 +370,31 @@ impl Client {
                     self.window.read_exact_at(&mut bytes, from).unwrap();
                     self.write(copy.destination_client_id, copy.destination_offset, &bytes);
                 }
+                Request::Share(share) => {
+                    let uuid = uuid_of(share.client_id);
+                    let place = self.places[&share.client_id];
+                    self.shared.insert(uuid, place);
+                    let half = |at| u64::from_le_bytes(uuid[at..at + 8].try_into().unwrap());
+                    details = [half(0), half(8)];
+                }
+                Request::Import(import) => match self.shared.get(&import.uuid) {
+                    Some(&place) => {
+                        self.places.insert(import.client_id, place);
+                        details = [1, 8192];
+                    }
+                    None => status = Status::UnknownUuid,
+                },
+                Request::ImportResource(import) => match self.offsets.get(&import.resource_id) {
+                    Some(&place) => {
+                        self.places.insert(import.client_id, place);
+                        details = [1, self.sizes[&import.resource_id]];
+                    }
+                    None => status = Status::InvalidArgument,
+                },
+                Request::Present(present) => {
+                    self.script.viewers.hold(present.offset);
+                }
+                Request::WaitReleased(asked) => wait = Some((asked.offset, asked.timeout)),
                 _ => {}
             }
             if let Some((bit, refused)) = self.script.refuse
@@ -341,38 +403,35 @@ impl Client {
                 status = refused;
             }
         }
-        let answer = (envelope.sequence != 0).then_some((envelope.sequence, status));
-        if header.flags.get() & FLAG_FENCE != 0 && header.ring_idx == 1 {
+        let answer =
+            move |status| (envelope.sequence != 0).then_some((envelope.sequence, status, details));
+        if let (Some((offset, timeout)), Status::Ok) = (wait, status) {
+            let (output, answers) = (self.output.clone(), self.answers);
+            let viewers = self.script.viewers.clone();
+            std::thread::spawn(move || {
+                output.answer(answers, answer(viewers.wait(offset, timeout)));
+                let _ = output.respond(tag, resp::OK_NODATA, 0, &[]);
+            });
+            return Ok(());
+        }
+        let answer = answer(status);
+        if header.flags.get() & FLAG_FENCE != 0 && ring == 1 {
             self.held.push((tag, answer));
             if self.held.len() >= self.script.reverse_fences {
                 for (tag, answer) in std::mem::take(&mut self.held).into_iter().rev() {
-                    self.answer(answer);
+                    self.output.answer(self.answers, answer);
                     self.respond(tag, resp::OK_NODATA, 0, &[])?;
                 }
             }
             return Ok(());
         }
-        self.answer(answer);
+        self.output.answer(self.answers, answer);
         self.respond(tag, resp::OK_NODATA, 0, &[])
     }
 
     fn write(&self, client_id: u64, offset: u64, bytes: &[u8]) {
         self.window
             .write_all_at(bytes, self.places[&client_id] + offset)
-            .unwrap();
-    }
-
-    fn answer(&self, answer: Option<(u64, Status)>) {
-        let (Some((sequence, status)), Some((page, slots))) = (answer, self.answers) else {
-            return;
-        };
-        let slot = page + HEADER_SIZE as u64 + sequence % slots as u64 * RECORD_SIZE as u64;
-        let mut rest = [0; 24];
-        rest[..4].copy_from_slice(&status.number().to_le_bytes());
-        rest[8..16].copy_from_slice(&sequence.to_le_bytes());
-        self.window.write_all_at(&rest, slot + 8).unwrap();
-        self.window
-            .write_all_at(&sequence.to_le_bytes(), slot)
             .unwrap();
     }
 }

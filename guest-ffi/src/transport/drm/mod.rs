@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use hostblob_capset as capset;
 use hostblob_protocol::Status;
-use hostblob_protocol::virtio_gpu::{blob_flag, blob_mem};
+use hostblob_protocol::virtio_gpu::blob_flag;
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
@@ -158,7 +158,7 @@ impl Transport for Drm {
             flags |= blob_flag::USE_SHAREABLE;
         }
         let mut create = uapi::CreateBlob {
-            blob_mem: blob_mem::HOST3D,
+            blob_mem: spec.blob_mem,
             blob_flags: flags,
             size: spec.size,
             cmd_size: u32::try_from(spec.command.len())

@@ -3,7 +3,7 @@
 use hostblob_protocol::local::{COMMAND, Frame};
 use hostblob_protocol::virtio_gpu::{
     CmdSubmit, CtrlHdr, CtxCreate, DebugName64, FLAG_FENCE, FLAG_INFO_RING_IDX, GetCapset,
-    ResourceCreateBlob, ResourceMapBlob, ResourceOnly, blob_flag, blob_mem, cmd,
+    ResourceCreateBlob, ResourceMapBlob, ResourceOnly, blob_flag, cmd,
 };
 use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -115,7 +115,7 @@ impl Batch {
         };
         let body = ResourceCreateBlob {
             resource_id: U32::new(resource_id),
-            blob_mem: U32::new(blob_mem::HOST3D),
+            blob_mem: U32::new(spec.blob_mem),
             blob_flags: U32::new(mappable | shareable),
             nr_entries: U32::new(0),
             blob_id: U64::new(spec.blob_id),

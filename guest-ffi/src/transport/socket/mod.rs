@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use hostblob_protocol::Status;
 use hostblob_protocol::local::ANY_OFFSET;
-use hostblob_protocol::virtio_gpu::{F_CONTEXT_INIT, F_RESOURCE_BLOB, resp};
+use hostblob_protocol::virtio_gpu::{F_CONTEXT_INIT, F_RESOURCE_BLOB, blob_mem, resp};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
@@ -304,6 +304,10 @@ impl Transport for Socket {
     }
 
     fn create_blob(&self, spec: &BlobSpec<'_>) -> Result<RawBlob> {
+        if spec.blob_mem != blob_mem::HOST3D {
+            let what = "a blob of guest pages over a socket";
+            return Err(Error::status_of(Status::Unsupported, what));
+        }
         let resource_id = self.next_resource.fetch_add(1, Ordering::Relaxed);
         let mut batch = Batch::default();
         if !spec.command.is_empty() {
