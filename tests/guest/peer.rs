@@ -16,6 +16,9 @@ use crate::scenario::Setup;
 /// What it wrote everywhere.
 pub const SEED: u64 = 0x5ec2e7;
 
+/// What it filled memory with that it imported by UUID.
+pub const PEER_FILL: u32 = 0x7ee7_7ee7;
+
 /// The other process, seen from here. Killed when dropped.
 #[derive(Debug)]
 pub struct Peer {
@@ -89,6 +92,7 @@ pub fn run(role: &str, arguments: &[String]) -> Result<()> {
         "hold" => hold(&device, arguments),
         "dirty" => dirty(&device, arguments),
         "import" => import(&device),
+        "import_uuid" => import_uuid(&device, arguments),
         _ => bail!("no role {role}"),
     }
 }
@@ -163,6 +167,35 @@ fn import(device: &Device) -> Result<()> {
     let stdin = std::io::stdin();
     let memory = device.import_dma_buf(stdin.as_fd())?;
     pattern::check(&memory, SEED).context("imported memory")?;
+    if memory.client_id() != 0 {
+        let copied = device.allocate(&AllocateInfo::new(memory.size()).dedicated())?;
+        let copy = device.copy(&memory, 0, &copied, 0, memory.size())?;
+        copy.wait(None)?;
+        pattern::check(&copied, SEED).context("imported memory, copied by the host GPU")?;
+    }
     pattern::write(&memory, SEED + 1)?;
     say(&memory.size().to_string())
+}
+
+/// Names the memory of this UUID, lets the host GPU copy and fill it; in the end nobody else has a name for it.
+fn import_uuid(device: &Device, arguments: &[String]) -> Result<()> {
+    let text = arguments.first().context("which UUID?")?;
+    let digits: Vec<u8> = (0..text.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(text.get(at..at + 2).unwrap_or_default(), 16))
+        .collect::<Result<_, _>>()?;
+    let uuid = <[u8; 16]>::try_from(digits).ok().context("16 bytes")?;
+    let memory = device.import(uuid)?;
+    let copied = device.allocate(&AllocateInfo::new(memory.size()).dedicated())?;
+    let copy = |what| -> Result<()> {
+        let fence = device.copy(&memory, 0, &copied, 0, memory.size())?;
+        fence.wait(None).context(what)
+    };
+    copy("a copy of shared memory")?;
+    pattern::check(&copied, SEED).context("shared memory")?;
+    device.fill(&memory, 0, WHOLE_SIZE, PEER_FILL)?.wait(None)?;
+    say(&memory.size().to_string())?;
+    wait_for_end()?;
+    copy("a copy of memory whose maker has dropped it")?;
+    pattern::check_words(&copied, PEER_FILL)
 }

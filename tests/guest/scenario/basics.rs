@@ -87,6 +87,9 @@ pub fn capset_is_readable_and_sensible(setup: &Setup) -> Result<()> {
         request_bit::FILL,
         request_bit::COPY,
         request_bit::QUERY_BUDGET,
+        request_bit::IMPORT,
+        request_bit::IMPORT_RESOURCE,
+        request_bit::SHARE,
     ];
     for bit in needed {
         ensure!(
@@ -95,8 +98,8 @@ pub fn capset_is_readable_and_sensible(setup: &Setup) -> Result<()> {
         );
     }
     ensure!(
-        agreed.requests & request_bit::IMPORT == 0,
-        "IMPORT is offered: {agreed:?}"
+        agreed.requests & request_bit::PUBLISH == 0,
+        "buffers for host processes are offered, without an export socket: {agreed:?}"
     );
     ensure!(agreed.create_flags == CreateFlags::all(), "{agreed:?}");
     Ok(())

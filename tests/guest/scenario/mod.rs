@@ -70,6 +70,8 @@ macro_rules! for_each_scenario {
             }
             render_node {
                 sharing::dma_buf_goes_to_another_process,
+                sharing::memory_is_shared_by_uuid,
+                sharing::gpu_works_on_guest_pages,
                 sharing::sync_file_signals,
             }
             small_window {

@@ -8,7 +8,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::{PATIENCE, Setup, done, own, refused};
 use crate::pattern;
-use crate::peer::{Peer, SEED};
+use crate::peer::{PEER_FILL, Peer, SEED};
 
 /// PRIME: another process takes in a dma-buf of our memory, sees our bytes, writes its own; both CPU and host GPU here see those.
 pub fn dma_buf_goes_to_another_process(setup: &Setup) -> Result<()> {
@@ -52,6 +52,69 @@ pub fn dma_buf_goes_to_another_process(setup: &Setup) -> Result<()> {
         Status::FlagsMismatch,
         "export of memory that is not shareable",
     )
+}
+
+/// Another process names our memory by the UUID that we gave it, and the host GPU works on it for both.
+pub fn memory_is_shared_by_uuid(setup: &Setup) -> Result<()> {
+    let device = setup.open()?;
+    let size = 1 << 20;
+    let memory = device.allocate(&AllocateInfo::new(size).shareable())?;
+    pattern::write(&memory, SEED)?;
+    let uuid = memory.share()?;
+    ensure!(memory.share()? == uuid, "the same UUID each time");
+    let text = uuid.map(|byte| format!("{byte:02x}")).concat();
+    let (peer, line) = Peer::start(setup, "import_uuid", &[text.clone()])?;
+    ensure!(
+        line == size.to_string(),
+        "the other process sees {line} bytes"
+    );
+    pattern::check_words(&memory, PEER_FILL).context("filled for the other process")?;
+    // It outlives us: what the other process has a name for stays.
+    drop(memory);
+    peer.finish()?;
+    let other = own(&device, size)?;
+    pattern::check_zero(&other)?;
+    refused(
+        device.import(uuid),
+        Status::UnknownUuid,
+        "import of what nobody shares any more",
+    )?;
+    refused(
+        own(&device, size)?.share(),
+        Status::NotShareable,
+        "sharing of memory that is not shareable",
+    )
+}
+
+/// Memory in the guest's own pages: the kernel maps it, the host GPU works on it where it is, and nothing of it is charged.
+pub fn gpu_works_on_guest_pages(setup: &Setup) -> Result<()> {
+    let device = setup.open()?;
+    let heap = 0;
+    let used = device.budget(heap)?.usage;
+    for size in [4096, 1 << 20, 16 << 20] {
+        let pages = device.allocate_guest(size).context("guest pages")?;
+        ensure!(pages.size() == size, "{size} bytes");
+        pattern::check_zero(&pages)?;
+        let with_pages = device.budget(heap)?.usage;
+        ensure!(
+            with_pages == used,
+            "{size} bytes of the guest's own are charged"
+        );
+        pattern::write(&pages, SEED)?;
+        let host = own(&device, size)?;
+        done(device.copy(&pages, 0, &host, 0, size))?;
+        pattern::check(&host, SEED).context("copied from guest pages")?;
+        done(device.fill(&host, 0, WHOLE_SIZE, 0x1234_5678))?;
+        done(device.copy(&host, 0, &pages, 0, size))?;
+        pattern::check_words(&pages, 0x1234_5678).context("copied to guest pages")?;
+        done(device.fill(&pages, 0, WHOLE_SIZE, 0x9abc_def0))?;
+        pattern::check_words(&pages, 0x9abc_def0).context("filled guest pages")?;
+        // Dropped with work under way: the kernel gives the pages to others when the host has let go of them, and not before.
+        let fence = device.fill(&pages, 0, WHOLE_SIZE, 0xffff_ffff)?;
+        drop(pages);
+        fence.wait(Some(PATIENCE))?;
+    }
+    Ok(())
 }
 
 /// A fence as a sync file: readable when the host is done, and not before the bytes are there.
