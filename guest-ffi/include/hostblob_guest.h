@@ -35,7 +35,7 @@
 #define HB_WHOLE_SIZE 18446744073709551615ull
 
 /*
- Timeout of `hb_fence_wait`: as long as the device lives.
+ A timeout: as long as the device lives.
  */
 #define HB_WAIT_FOREVER 18446744073709551615ull
 
@@ -85,6 +85,11 @@
 #define HB_ACCESS_WRITE 2
 
 /*
+ Bytes of a UUID.
+ */
+#define HB_UUID_SIZE 16
+
+/*
  Bytes of a name with its closing zero.
  */
 #define HB_NAME_SIZE 64
@@ -98,6 +103,12 @@
  Most memory types (`VK_MAX_MEMORY_TYPES`).
  */
 #define HB_MAX_TYPES 32
+
+/*
+ Offset in `hb_memory_wait_released` and `hb_memory_released_fence`: all buffers, and the memory itself, which no host process has
+ open then.
+ */
+#define HB_ALL_BUFFERS 18446744073709551615ull
 
 /*
  Outcome of a call. Numbers below 0x10000 are those that the host answers; a number keeps its meaning for ever.
@@ -234,17 +245,27 @@ typedef enum hb_status {
 } hb_status;
 
 /*
+ A published buffer of a pool. From `hb_buffer_create`, until `hb_buffer_destroy`.
+ */
+typedef struct hb_buffer hb_buffer;
+
+/*
+ One shareable memory, and the buffers in it. From `hb_buffer_pool_create`, until `hb_buffer_pool_destroy`.
+ */
+typedef struct hb_buffer_pool hb_buffer_pool;
+
+/*
  A device: one context at the host. From `hb_device_open`, until `hb_device_close`.
  */
 typedef struct hb_device hb_device;
 
 /*
- Work on the host GPU. From `hb_fill` or `hb_copy`, until `hb_fence_destroy`.
+ Work on the host GPU, or a wait. From `hb_fill`, `hb_copy` or `hb_memory_released_fence`, until `hb_fence_destroy`.
  */
 typedef struct hb_fence hb_fence;
 
 /*
- Memory of the host. From `hb_allocate` or `hb_memory_import`, until `hb_memory_free`.
+ Memory of the host. From `hb_allocate`, `hb_allocate_guest`, `hb_memory_import` or `hb_memory_import_uuid`, until `hb_memory_free`.
  */
 typedef struct hb_memory hb_memory;
 
@@ -523,7 +544,7 @@ typedef struct hb_memory_info {
    */
   uint64_t bytes;
   /*
-   The name that the host knows it by; 0 for imported memory.
+   The name that the host knows it by; 0 for a dma-buf that it knows no name for.
    */
   uint64_t client_id;
   /*
@@ -531,7 +552,7 @@ typedef struct hb_memory_info {
    */
   uint64_t offset;
   /*
-   Index into the types; `HB_MEMORY_TYPE_ANY` for imported memory.
+   Index into the types; `HB_MEMORY_TYPE_ANY` for a dma-buf that the host knows no name for.
    */
   uint32_t memory_type;
   /*
@@ -557,6 +578,66 @@ typedef struct hb_map_info {
    */
   uint32_t access;
 } hb_map_info;
+
+/*
+ A buffer in memory: the arguments of SET_SCANOUT_BLOB.
+ */
+typedef struct hb_buffer_info {
+  /*
+   `sizeof(hb_buffer_info)`; as an output, how much of it was written.
+   */
+  size_t size;
+  /*
+   First byte in the memory. It names the buffer.
+   */
+  uint64_t offset;
+  /*
+   Pixels in a row; not 0.
+   */
+  uint32_t width;
+  /*
+   Rows; not 0. `stride * height` bytes from `offset` on lie inside the memory.
+   */
+  uint32_t height;
+  /*
+   Bytes from one row to the next; not 0.
+   */
+  uint32_t stride;
+  /*
+   `DRM_FORMAT_*`; 0 where the bytes are no image.
+   */
+  uint32_t fourcc;
+  /*
+   `DRM_FORMAT_MOD_*`; 0 is `DRM_FORMAT_MOD_LINEAR`.
+   */
+  uint64_t modifier;
+} hb_buffer_info;
+
+/*
+ What buffer to create.
+ */
+typedef struct hb_buffer_create_info {
+  /*
+   `sizeof(hb_buffer_create_info)`.
+   */
+  size_t size;
+  /*
+   Pixels in a row; not 0.
+   */
+  uint32_t width;
+  /*
+   Rows; not 0.
+   */
+  uint32_t height;
+  /*
+   Bytes; not 0. Rows start at multiples of 64 bytes.
+   */
+  uint32_t bytes_per_pixel;
+  /*
+   `DRM_FORMAT_*`; 0 where the bytes are no image.
+   */
+  uint32_t fourcc;
+} hb_buffer_create_info;
 
 #ifdef __cplusplus
 extern "C" {
@@ -645,7 +726,7 @@ enum hb_status hb_allocate(struct hb_device *device,
  Frees memory and ends its handle and its addresses. NULL is fine. Host GPU work that uses it is done before.
 
  # Safety
- `memory` is NULL or from `hb_allocate` or `hb_memory_import`, and not used by any thread during or after this call.
+ `memory` is NULL or a live handle, and not used by any thread during or after this call.
  */
 void hb_memory_free(struct hb_memory *memory);
 
@@ -711,10 +792,14 @@ enum hb_status hb_memory_export(struct hb_memory *memory, int *fd);
  Takes in memory that another process exported from the same device, and gives the caller its handle: see
  `hb_memory_free`. `fd` stays the caller's. `HB_ERROR_UNSUPPORTED` over a local socket.
 
+ It can be mapped. Host GPU work can use it where the host knows a name for it: `client_id` of `hb_memory_get_info` is not 0 then.
+
  # Safety
  `device` is from `hb_device_open`; `fd` is an open descriptor; `memory` points to a place for the handle.
  */
-enum hb_status hb_memory_import(struct hb_device *device, int fd, struct hb_memory **memory);
+enum hb_status hb_memory_import(struct hb_device *device,
+                                int fd,
+                                struct hb_memory **memory);
 
 /*
  Fills a range with a 32-bit value on the host GPU, and gives the caller a fence: see `hb_fence_destroy`.
@@ -750,7 +835,7 @@ enum hb_status hb_copy(struct hb_device *device,
                        struct hb_fence **fence);
 
 /*
- Waits until the work is done, at most `timeout_ns` nanoseconds; 0 only looks.
+ Waits until the work is done, at most `timeout_ns` nanoseconds, or `HB_WAIT_FOREVER`; 0 only looks.
 
  `HB_TIMEOUT` when the time was over first; another error when the work failed. May be called again, and by several threads.
 
@@ -774,9 +859,192 @@ enum hb_status hb_fence_fd(const struct hb_fence *fence,
  Ends the fence. NULL is fine. The work goes on.
 
  # Safety
- `fence` is NULL or from `hb_fill` or `hb_copy`, and not used by any thread during or after this call.
+ `fence` is NULL or from `hb_fill`, `hb_copy` or `hb_memory_released_fence`, and not used by any thread during or after this call.
  */
 void hb_fence_destroy(struct hb_fence *fence);
+
+/*
+ The UUID under which other processes of this guest can import the memory: see `hb_memory_import_uuid`. Random, so that only who is
+ told can; the same each time.
+
+ `HB_ERROR_NOT_SHAREABLE` where the memory was allocated without `HB_ALLOCATE_SHAREABLE`, `HB_ERROR_UNSUPPORTED` where the host does
+ not serve it.
+
+ # Safety
+ `memory` is a live handle; `uuid` points to `HB_UUID_SIZE` writable bytes.
+ */
+enum hb_status hb_memory_share(struct hb_memory *memory,
+                               uint8_t *uuid);
+
+/*
+ Names memory that another process of this guest shares (`hb_memory_share`), or that a host process handed in, and gives the caller
+ its handle: see `hb_memory_free`.
+
+ Host GPU work can use it at once. Mapping it makes a blob for it; `HB_ERROR_ALREADY_BOUND` says that another process has one: pass a
+ dma-buf on instead. `HB_ERROR_UNKNOWN_UUID` where nothing is shared under it, `HB_ERROR_UNSUPPORTED` where the host does not serve it.
+
+ # Safety
+ `device` is from `hb_device_open`; `uuid` points to `HB_UUID_SIZE` bytes; `memory` points to a place for the handle.
+ */
+enum hb_status hb_memory_import_uuid(struct hb_device *device,
+                                     const uint8_t *uuid,
+                                     struct hb_memory **memory);
+
+/*
+ Allocates memory in the guest's own pages, and gives the caller its handle: see `hb_memory_free`. `bytes` is not 0.
+
+ It is zeros at first, shareable, and outside the window; host GPU work can use it. `HB_ERROR_UNSUPPORTED` where the host takes no
+ guest pages, and over a local socket.
+
+ # Safety
+ `device` is from `hb_device_open`; `memory` points to a place for the handle.
+ */
+enum hb_status hb_allocate_guest(struct hb_device *device,
+                                 uint64_t bytes,
+                                 struct hb_memory **memory);
+
+/*
+ Describes a buffer in the memory to host processes. Another one at the same offset takes the place of the first.
+
+ `HB_ERROR_INVALID_ARGUMENT` where width, height or stride is 0, `HB_ERROR_OUT_OF_RANGE` where it does not lie inside the memory,
+ `HB_ERROR_NOT_SHAREABLE` where that was allocated without `HB_ALLOCATE_SHAREABLE`, `HB_ERROR_UNSUPPORTED` where the host takes no
+ buffers.
+
+ # Safety
+ `memory` is a live handle; `info` points to `info->size` bytes.
+ */
+enum hb_status hb_memory_publish(struct hb_memory *memory,
+                                 const struct hb_buffer_info *info);
+
+/*
+ Takes the description of the buffer at `offset` back: host processes no longer see it.
+
+ # Safety
+ `memory` is a live handle.
+ */
+enum hb_status hb_memory_withdraw(struct hb_memory *memory, uint64_t offset);
+
+/*
+ The published buffer at `offset` has new contents: host processes that have the memory open use it from now on, until each says
+ that it has released it. Host GPU work that writes to it is done before.
+
+ # Safety
+ `memory` is a live handle.
+ */
+enum hb_status hb_memory_present(struct hb_memory *memory,
+                                 uint64_t offset);
+
+/*
+ Waits until no host process uses the buffer at `offset`, or `HB_ALL_BUFFERS`, any more: at most `timeout_ns` nanoseconds, or
+ `HB_WAIT_FOREVER`; 0 only asks. `HB_TIMEOUT` when the time was over first.
+
+ Other threads use the device meanwhile. At most 62 waits of a device last at the same time (`HB_ERROR_TOO_MANY_OBJECTS`).
+
+ # Safety
+ `memory` is a live handle.
+ */
+enum hb_status hb_memory_wait_released(struct hb_memory *memory,
+                                       uint64_t offset,
+                                       uint64_t timeout_ns);
+
+/*
+ The fence of such a wait, given to the caller: see `hb_fence_destroy`. It is signalled when no host process uses the buffer, or when
+ the time is over; `hb_fence_wait` returns `HB_TIMEOUT` then, too. More than a day is a day.
+
+ It counts as a wait until then, destroyed or not. The memory lives as long.
+
+ # Safety
+ `memory` is a live handle; `fence` points to a place for the handle.
+ */
+enum hb_status hb_memory_released_fence(struct hb_memory *memory,
+                                        uint64_t offset,
+                                        uint64_t timeout_ns,
+                                        struct hb_fence **fence);
+
+/*
+ Allocates memory for buffers of `bytes` together, each rounded up to pages, and gives the caller the handle: see
+ `hb_buffer_pool_destroy`. The memory is an eighth larger.
+
+ `HB_ERROR_UNSUPPORTED` where the host takes no buffers; other errors are those of `hb_allocate`.
+
+ # Safety
+ `device` is from `hb_device_open`; `pool` points to a place for the handle.
+ */
+enum hb_status hb_buffer_pool_create(struct hb_device *device,
+                                     uint64_t bytes,
+                                     struct hb_buffer_pool **pool);
+
+/*
+ Ends the pool's handle. NULL is fine. Its buffers live on, and the memory with them.
+
+ # Safety
+ `pool` is NULL or from `hb_buffer_pool_create`, and not used by any thread during or after this call.
+ */
+void hb_buffer_pool_destroy(struct hb_buffer_pool *pool);
+
+/*
+ Cuts a buffer out of the pool, publishes it, and gives the caller its handle: see `hb_buffer_destroy`. It starts at a page; its bytes
+ are zeros or those of an earlier buffer of the pool; its modifier is `DRM_FORMAT_MOD_LINEAR`.
+
+ `HB_ERROR_OUT_OF_HOST_MEMORY` where the pool has no room, `HB_ERROR_INVALID_ARGUMENT` where a number is 0 or a row too long.
+
+ # Safety
+ `pool` is a live handle; `info` points to `info->size` bytes; `buffer` points to a place for the handle.
+ */
+enum hb_status hb_buffer_create(struct hb_buffer_pool *pool,
+                                const struct hb_buffer_create_info *info,
+                                struct hb_buffer **buffer);
+
+/*
+ Withdraws the buffer, gives its bytes to the next one, and ends its handle and its address. NULL is fine. Whoever must not see the
+ next one waits for the release first.
+
+ # Safety
+ `buffer` is NULL or from `hb_buffer_create`, and not used by any thread during or after this call.
+ */
+void hb_buffer_destroy(struct hb_buffer *buffer);
+
+/*
+ Where the buffer lies in the pool's memory, and what it is. Set `info->size` first.
+
+ # Safety
+ `buffer` is a live handle; `info` points to `info->size` writable bytes.
+ */
+enum hb_status hb_buffer_get_info(const struct hb_buffer *buffer, struct hb_buffer_info *info);
+
+/*
+ Gives the address of the buffer's `stride * height` bytes: the same until `hb_buffer_destroy`.
+
+ # Safety
+ `buffer` is a live handle; `address` points to a place for the address.
+ */
+enum hb_status hb_buffer_map(const struct hb_buffer *buffer, void **address);
+
+/*
+ The buffer has new contents: `hb_memory_present`.
+
+ # Safety
+ `buffer` is a live handle.
+ */
+enum hb_status hb_buffer_present(struct hb_buffer *buffer);
+
+/*
+ Waits until no host process uses the buffer any more: `hb_memory_wait_released`.
+
+ # Safety
+ `buffer` is a live handle.
+ */
+enum hb_status hb_buffer_wait_released(struct hb_buffer *buffer, uint64_t timeout_ns);
+
+/*
+ A dma-buf of the whole memory of the pool; `hb_buffer_get_info` has the buffer's offset and stride in it. The caller owns the
+ descriptor and closes it. `HB_ERROR_UNSUPPORTED` over a local socket.
+
+ # Safety
+ `buffer` is a live handle; `fd` points to a place for the descriptor.
+ */
+enum hb_status hb_buffer_export(struct hb_buffer *buffer,
+                                int *fd);
 
 #ifdef __cplusplus
 }  // extern "C"

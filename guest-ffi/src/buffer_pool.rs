@@ -21,6 +21,25 @@ use crate::pool::book::{Book, Place};
 pub const STRIDE_ALIGNMENT: u32 = 64;
 
 /// One shareable memory, and the buffers in it. Buffers keep it alive. Callable from any thread.
+///
+/// ```no_run
+/// use hostblob_guest::{BufferPool, Device, OpenOptions};
+///
+/// const DRM_FORMAT_XRGB8888: u32 = 0x3432_5258;
+/// # fn main() -> hostblob_guest::Result<()> {
+/// # let (width, height, pixels) = (1920, 1080, vec![0; 1920 * 1080 * 4]);
+/// let device = Device::open(&OpenOptions::default())?;
+/// let pool = BufferPool::new(&device, 2 * 1920 * 1080 * 4)?;
+/// let front = pool.allocate(width, height, 4, DRM_FORMAT_XRGB8888)?;
+/// let back = pool.allocate(width, height, 4, DRM_FORMAT_XRGB8888)?;
+/// for buffer in [&front, &back].into_iter().cycle() {
+///     buffer.wait_released(None)?;
+///     buffer.write(0, &pixels)?;
+///     buffer.present()?;
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct BufferPool {
     inner: Arc<Inner>,

@@ -7,7 +7,16 @@ fn the_header_is_that_of_the_code() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let config = cbindgen::Config::from_file(root.join("cbindgen.toml")).unwrap();
     let mut builder = cbindgen::Builder::new().with_config(config);
-    for file in ["types", "status", "device", "memory", "fence"] {
+    for file in [
+        "types",
+        "status",
+        "device",
+        "memory",
+        "fence",
+        "share",
+        "buffer",
+        "buffer_pool",
+    ] {
         builder = builder.with_src(root.join("src/ffi").join(file).with_extension("rs"));
     }
     let mut made = Vec::new();

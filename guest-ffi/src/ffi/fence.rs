@@ -2,11 +2,10 @@
 
 use std::ffi::c_int;
 use std::os::fd::IntoRawFd;
-use std::time::Duration;
 
 use super::handle::{self, call};
 use super::status::hb_status;
-use super::types::{HB_WAIT_FOREVER, hb_device, hb_fence, hb_memory};
+use super::types::{hb_device, hb_fence, hb_memory, timeout};
 use crate::device::Device;
 use crate::error::Result;
 use crate::fence::Fence;
@@ -101,7 +100,7 @@ pub unsafe extern "C" fn hb_copy(
     })
 }
 
-/// Waits until the work is done, at most `timeout_ns` nanoseconds; 0 only looks.
+/// Waits until the work is done, at most `timeout_ns` nanoseconds, or `HB_WAIT_FOREVER`; 0 only looks.
 ///
 /// `HB_TIMEOUT` when the time was over first; another error when the work failed. May be called again, and by several threads.
 ///
@@ -110,9 +109,8 @@ pub unsafe extern "C" fn hb_copy(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hb_fence_wait(fence: *const hb_fence, timeout_ns: u64) -> hb_status {
     call(|| {
-        let timeout = (timeout_ns != HB_WAIT_FOREVER).then(|| Duration::from_nanos(timeout_ns));
         // SAFETY: as the caller promised.
-        unsafe { handle::get::<Fence>(fence) }?.wait(timeout)
+        unsafe { handle::get::<Fence>(fence) }?.wait(timeout(timeout_ns))
     })
 }
 
@@ -136,7 +134,7 @@ pub unsafe extern "C" fn hb_fence_fd(fence: *const hb_fence, fd: *mut c_int) -> 
 /// Ends the fence. NULL is fine. The work goes on.
 ///
 /// # Safety
-/// `fence` is NULL or from `hb_fill` or `hb_copy`, and not used by any thread during or after this call.
+/// `fence` is NULL or from `hb_fill`, `hb_copy` or `hb_memory_released_fence`, and not used by any thread during or after this call.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hb_fence_destroy(fence: *mut hb_fence) {
     // SAFETY: as the caller promised.

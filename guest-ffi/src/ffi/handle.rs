@@ -113,6 +113,18 @@ pub(super) unsafe fn put<T>(to: *mut T, value: T, name: &str) -> Result<()> {
     Ok(())
 }
 
+/// Copies bytes of the caller.
+///
+/// # Safety
+/// `from` is NULL or points to `N` bytes.
+pub(super) unsafe fn bytes<const N: usize>(from: *const u8, name: &str) -> Result<[u8; N]> {
+    if from.is_null() {
+        return Err(Error::invalid(format!("{name} is {from:p}")));
+    }
+    // SAFETY: not NULL, and so many bytes are there as the caller promised; an array of bytes needs no alignment.
+    Ok(unsafe { from.cast::<[u8; N]>().read() })
+}
+
 /// A string of the caller; `None` for NULL.
 ///
 /// # Safety

@@ -67,7 +67,7 @@ pub unsafe extern "C" fn hb_allocate(
 /// Frees memory and ends its handle and its addresses. NULL is fine. Host GPU work that uses it is done before.
 ///
 /// # Safety
-/// `memory` is NULL or from `hb_allocate` or `hb_memory_import`, and not used by any thread during or after this call.
+/// `memory` is NULL or a live handle, and not used by any thread during or after this call.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hb_memory_free(memory: *mut hb_memory) {
     // SAFETY: as the caller promised.
@@ -192,6 +192,8 @@ pub unsafe extern "C" fn hb_memory_export(memory: *mut hb_memory, fd: *mut c_int
 
 /// Takes in memory that another process exported from the same device, and gives the caller its handle: see
 /// `hb_memory_free`. `fd` stays the caller's. `HB_ERROR_UNSUPPORTED` over a local socket.
+///
+/// It can be mapped. Host GPU work can use it where the host knows a name for it: `client_id` of `hb_memory_get_info` is not 0 then.
 ///
 /// # Safety
 /// `device` is from `hb_device_open`; `fd` is an open descriptor; `memory` points to a place for the handle.

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`status`] | which number is which error, and what does it say? |
 //! | [`types`] | which structures cross the boundary? |
-//! | [`device`], [`memory`], [`fence`] | what can be called? |
+//! | [`device`], [`memory`], [`fence`], [`share`], [`buffer`], [`buffer_pool`] | what can be called? |
 //! | `handle` | how are pointers, sizes and panics kept from doing harm? |
 //! | `logger` | where do messages go when the program has no Rust logger? |
 //!
@@ -20,10 +20,13 @@
 
 #![allow(non_camel_case_types, reason = "these are C names")]
 
+pub mod buffer;
+pub mod buffer_pool;
 pub mod device;
 pub mod fence;
 mod handle;
 mod logger;
 pub mod memory;
+pub mod share;
 pub mod status;
 pub mod types;

@@ -1,6 +1,7 @@
 //! Structures of the C API. They only ever grow, at the end; none has padding that is not a field.
 
 use std::ffi::c_char;
+use std::time::Duration;
 
 use hostblob_capset::{Cache, Capset, MAX_HEAPS, MAX_TYPES, NAME_SIZE, Provider, WindowMode};
 use hostblob_protocol::request::{Access, CacheMode};
@@ -18,7 +19,7 @@ use crate::transport::TransportKind;
 pub const HB_MEMORY_TYPE_ANY: u32 = 0xffff_ffff;
 /// Length of a range: up to the end of the memory (`VK_WHOLE_SIZE`).
 pub const HB_WHOLE_SIZE: u64 = 0xffff_ffff_ffff_ffff;
-/// Timeout of `hb_fence_wait`: as long as the device lives.
+/// A timeout: as long as the device lives.
 pub const HB_WAIT_FOREVER: u64 = 0xffff_ffff_ffff_ffff;
 
 /// `hb_allocate_info.flags`: it will be exported as a dma-buf. Gets a blob of its own.
@@ -42,6 +43,8 @@ pub const HB_ACCESS_READ: u32 = 1;
 /// `hb_map_info.access`: stores.
 pub const HB_ACCESS_WRITE: u32 = 2;
 
+/// Bytes of a UUID.
+pub const HB_UUID_SIZE: usize = 16;
 /// Bytes of a name with its closing zero.
 pub const HB_NAME_SIZE: usize = 64;
 /// Most memory heaps (`VK_MAX_MEMORY_HEAPS`).
@@ -58,12 +61,12 @@ pub struct hb_device {
     _private: [u8; 0],
 }
 
-/// Memory of the host. From `hb_allocate` or `hb_memory_import`, until `hb_memory_free`.
+/// Memory of the host. From `hb_allocate`, `hb_allocate_guest`, `hb_memory_import` or `hb_memory_import_uuid`, until `hb_memory_free`.
 pub struct hb_memory {
     _private: [u8; 0],
 }
 
-/// Work on the host GPU. From `hb_fill` or `hb_copy`, until `hb_fence_destroy`.
+/// Work on the host GPU, or a wait. From `hb_fill`, `hb_copy` or `hb_memory_released_fence`, until `hb_fence_destroy`.
 pub struct hb_fence {
     _private: [u8; 0],
 }
@@ -210,11 +213,11 @@ pub struct hb_memory_info {
     pub size: usize,
     /// Bytes, as asked for.
     pub bytes: u64,
-    /// The name that the host knows it by; 0 for imported memory.
+    /// The name that the host knows it by; 0 for a dma-buf that it knows no name for.
     pub client_id: u64,
     /// Its first byte within that.
     pub offset: u64,
-    /// Index into the types; `HB_MEMORY_TYPE_ANY` for imported memory.
+    /// Index into the types; `HB_MEMORY_TYPE_ANY` for a dma-buf that the host knows no name for.
     pub memory_type: u32,
     /// 1: shares a blob with other memory of this process.
     pub suballocated: u32,
@@ -287,6 +290,11 @@ impl Kind for Fence {
     const TAG: u64 = u64::from_le_bytes(*b"hb_fence");
     const NAME: &'static str = "fence";
     type Opaque = hb_fence;
+}
+
+/// Nanoseconds of C as a time; `None` is for ever.
+pub(super) fn timeout(ns: u64) -> Option<Duration> {
+    (ns != HB_WAIT_FOREVER).then(|| Duration::from_nanos(ns))
 }
 
 pub(super) fn cache_mode(number: u32) -> Result<CacheMode> {
