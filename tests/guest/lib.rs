@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`scenario`] | what must hold, whatever the transport? |
 //! | [`peer`] | what does another process do meanwhile? |
+//! | [`exports`] | what do processes beside the daemon see? |
 //! | [`raw`] | what does the kernel offer without our library? |
 //! | [`report`] | how does a program in the guest tell the harness? |
 //! | [`latency`] | how long does it take? |
@@ -19,6 +20,7 @@
     reason = "tests: what does not hold must stop them, and the sizes are their own"
 )]
 
+pub mod exports;
 pub mod latency;
 pub mod pattern;
 pub mod peer;

@@ -21,6 +21,7 @@
 mod fixture;
 
 mod daemon;
+mod exports;
 mod lifecycle;
 mod socket;
 mod vm;

@@ -3,6 +3,7 @@
 //! Three serial ports keep things apart: the first is the console (kernel messages, a shell), the second carries the program's output, the
 //! third is the control channel: init announces each boot and is told its number, and reports the program's exit status.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
@@ -20,6 +21,9 @@ pub enum Payload {
     /// Gives a shell on the console.
     Shell,
 }
+
+/// Path, mode, content.
+type Entry = (String, u32, Vec<u8>);
 
 const MODE_FILE: u32 = 0o100_755;
 const MODE_FOLDER: u32 = 0o040_755;
@@ -63,9 +67,7 @@ pub fn write(
     environment: &[(String, String)],
     files: &[(PathBuf, String)],
 ) -> Result<()> {
-    let mut entries: Vec<(String, u32, Vec<u8>)> = ["bin", "dev", "program"]
-        .map(|name| (name.to_owned(), MODE_FOLDER, Vec::new()))
-        .into();
+    let mut entries: Vec<Entry> = vec![("dev".to_owned(), MODE_FOLDER, Vec::new())];
     let mut file = |name: &str, bytes: Vec<u8>| entries.push((name.to_owned(), MODE_FILE, bytes));
     file("init", INIT.into());
     file("bin/busybox", read(&guest.busybox())?);
@@ -97,8 +99,33 @@ pub fn write(
     for (path, name) in files {
         file(name.trim_start_matches('/'), read(path)?);
     }
-    let archive = archive(entries)?;
+    let archive = archive(with_folders(entries))?;
     fs::write(to, archive).with_context(|| format!("cannot write {}", to.display()))
+}
+
+/// The entries with the folders that they are in, each before what is in it: Linux makes none by itself.
+fn with_folders(entries: Vec<Entry>) -> Vec<Entry> {
+    let mut known: HashSet<String> = HashSet::new();
+    let mut all = Vec::new();
+    for entry in entries {
+        let mut folders: Vec<String> = Path::new(&entry.0)
+            .ancestors()
+            .skip(1)
+            .filter_map(Path::to_str)
+            .filter(|folder| !folder.is_empty())
+            .map(str::to_owned)
+            .collect();
+        folders.reverse();
+        for folder in folders {
+            if known.insert(folder.clone()) {
+                all.push((folder, MODE_FOLDER, Vec::new()));
+            }
+        }
+        if known.insert(entry.0.clone()) {
+            all.push(entry);
+        }
+    }
+    all
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
@@ -124,7 +151,7 @@ fn quote(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
-fn archive(entries: Vec<(String, u32, Vec<u8>)>) -> Result<Vec<u8>> {
+fn archive(entries: Vec<Entry>) -> Result<Vec<u8>> {
     let mut output = Vec::new();
     for (inode, (name, mode, bytes)) in (1..).zip(entries) {
         let links = if mode == MODE_FOLDER { 2 } else { 1 };
@@ -157,10 +184,11 @@ mod tests {
     #[test]
     fn the_archive_reads_back() {
         let entries = vec![
-            ("bin".to_owned(), MODE_FOLDER, Vec::new()),
             ("bin/x".to_owned(), MODE_FILE, b"hello".to_vec()),
+            ("lib/a/y".to_owned(), MODE_FILE, Vec::new()),
+            ("bin/z".to_owned(), MODE_FILE, Vec::new()),
         ];
-        let bytes = archive(entries).unwrap();
+        let bytes = archive(with_folders(entries)).unwrap();
         let mut rest = Cursor::new(bytes);
         let mut seen = Vec::new();
         loop {
@@ -178,7 +206,11 @@ mod tests {
             seen,
             [
                 ("bin".to_owned(), MODE_FOLDER, Vec::new()),
-                ("bin/x".to_owned(), MODE_FILE, b"hello".to_vec())
+                ("bin/x".to_owned(), MODE_FILE, b"hello".to_vec()),
+                ("lib".to_owned(), MODE_FOLDER, Vec::new()),
+                ("lib/a".to_owned(), MODE_FOLDER, Vec::new()),
+                ("lib/a/y".to_owned(), MODE_FILE, Vec::new()),
+                ("bin/z".to_owned(), MODE_FILE, Vec::new()),
             ]
         );
     }

@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
+use crate::build;
 use crate::daemon::Daemon;
 use crate::environment::Environment;
 use crate::initramfs::{self, Payload};
@@ -248,6 +249,15 @@ impl VmBuilder<'_> {
     pub fn file(mut self, host: impl Into<PathBuf>, guest: &str) -> Self {
         self.files.push((host.into(), guest.to_owned()));
         self
+    }
+
+    /// A program of the host that is not static, with the libraries that it needs, under the same paths.
+    pub fn host_program(mut self, program: &Path, guest: &str) -> Result<Self> {
+        for library in build::shared_libraries(program)? {
+            let path = library.to_string_lossy().into_owned();
+            self.files.push((library, path));
+        }
+        Ok(self.file(program, guest))
     }
 
     /// Memory of the guest.

@@ -63,7 +63,7 @@ pub fn memory_is_shared_by_uuid(setup: &Setup) -> Result<()> {
     let uuid = memory.share()?;
     ensure!(memory.share()? == uuid, "the same UUID each time");
     let text = uuid.map(|byte| format!("{byte:02x}")).concat();
-    let (peer, line) = Peer::start(setup, "import_uuid", &[text.clone()])?;
+    let (peer, line) = Peer::start(setup, "import_uuid", std::slice::from_ref(&text))?;
     ensure!(
         line == size.to_string(),
         "the other process sees {line} bytes"

@@ -1,0 +1,58 @@
+//! `exports HOSTBLOBD`: starts the daemon with its sockets, and checks what processes beside it see. A line for each check, as of scenarios.
+
+#![allow(clippy::panic, reason = "a check that panics is caught and reported")]
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use hostblob_tests::exports::{CHECKS, Sockets};
+use hostblob_tests::report;
+
+fn main() -> Result<()> {
+    let program = std::env::args()
+        .nth(1)
+        .context("usage: exports HOSTBLOBD")?;
+    let folder = std::env::temp_dir();
+    let sockets = Sockets {
+        local: folder.join("local.sock"),
+        export: folder.join("export.sock"),
+    };
+    let mut daemon = Command::new(&program)
+        .args(["--provider", "system", "--window", "256M", "--local-socket"])
+        .arg(&sockets.local)
+        .arg("--export-socket")
+        .arg(&sockets.export)
+        .spawn()
+        .with_context(|| format!("{program} cannot be run"))?;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !sockets.export.exists() {
+        if let Some(status) = daemon.try_wait()? {
+            bail!("hostblobd ended with {status}");
+        }
+        ensure!(Instant::now() < deadline, "hostblobd does not listen");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let mut failed = 0;
+    for (name, check) in CHECKS {
+        let start = Instant::now();
+        let result = std::panic::catch_unwind(|| check(&sockets));
+        let result = result.unwrap_or_else(|_| Err(anyhow!("it panicked")));
+        failed += u32::from(result.is_err());
+        println!("{}", report::line(name, &result, start.elapsed()));
+    }
+    end(daemon, &sockets.export)?;
+    ensure!(failed == 0, "{failed} checks failed");
+    Ok(())
+}
+
+fn end(mut daemon: std::process::Child, socket: &Path) -> Result<()> {
+    let pid = i32::try_from(daemon.id())?;
+    let pid = rustix::process::Pid::from_raw(pid).context("a process id")?;
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+    let status = daemon.wait()?;
+    ensure!(status.success(), "hostblobd ended with {status}");
+    ensure!(!socket.exists(), "the export socket was left behind");
+    Ok(())
+}

@@ -1,0 +1,72 @@
+//! The export socket, by udmabuf: in a guest, whose kernel has it, and without it.
+
+use std::sync::OnceLock;
+
+use hostblob_tests::exports::CHECKS;
+use hostblob_tests::report;
+use hostblob_tests::scenario::WINDOW;
+use xtask::vm::{Output, Vm};
+
+use crate::fixture::{self, Provider};
+
+/// One boot for all checks: the daemon and both its sides run in the guest. `None` where it failed.
+fn boot() -> &'static Output {
+    static BOOT: OnceLock<Option<Output>> = OnceLock::new();
+    let boot = BOOT.get_or_init(|| std::panic::catch_unwind(run).ok());
+    boot.as_ref()
+        .expect("the boot of these checks, which failed in another test too")
+}
+
+fn run() -> Output {
+    const PATH: &str = "/program/hostblobd";
+    let _slot = fixture::slot();
+    let vm = Vm::builder(fixture::environment())
+        .program(fixture::guest_program("exports"), [PATH])
+        .host_program(fixture::hostblobd(), PATH)
+        .expect("the libraries of hostblobd");
+    let output = vm.run().expect("the guest runs");
+    print!("{}", output.stdout);
+    output
+}
+
+fn check(name: &str) {
+    let output = boot();
+    match report::parse(&output.stdout).get(name) {
+        Some(None) => {}
+        Some(Some(failure)) => panic!("{failure}\n{}", output.stdout),
+        None => panic!(
+            "it was not run:\n{}\n--- console\n{}",
+            output.stdout, output.console
+        ),
+    }
+}
+
+macro_rules! tests {
+    ($($name:ident,)*) => {
+        $(#[test] fn $name() { check(stringify!($name)); })*
+
+        #[test]
+        fn each_check_is_a_test() {
+            let names: Vec<_> = CHECKS.iter().map(|(name, _)| *name).collect();
+            assert_eq!(names, [$(stringify!($name)),*]);
+        }
+    };
+}
+
+tests! {
+    frames_are_seen_without_a_copy,
+    two_memories_are_flipped_with_two_descriptors,
+    buffers_of_a_pool_are_offsets_in_one_descriptor,
+    a_descriptor_shows_its_memory_and_nothing_else,
+    freed_memory_stays_with_who_holds_it,
+    memory_that_is_open_does_not_move,
+    waits_end_with_release_timeout_and_leaving,
+    memory_of_others_is_imported,
+}
+
+#[test]
+fn the_daemon_in_the_guest_ends_in_order() {
+    let output = boot();
+    assert_eq!(output.status, Some(0), "{}", output.stdout);
+    fixture::clean_console(output);
+}
