@@ -111,6 +111,11 @@
 #define HB_ALL_BUFFERS 18446744073709551615ull
 
 /*
+ Waits of a device that last at the same time, at most.
+ */
+#define HB_MOST_WAITS 16
+
+/*
  Outcome of a call. Numbers below 0x10000 are those that the host answers; a number keeps its meaning for ever.
  */
 typedef enum hb_status {
@@ -938,7 +943,7 @@ enum hb_status hb_memory_present(struct hb_memory *memory,
  Waits until no host process uses the buffer at `offset`, or `HB_ALL_BUFFERS`, any more: at most `timeout_ns` nanoseconds, or
  `HB_WAIT_FOREVER`; 0 only asks. `HB_TIMEOUT` when the time was over first.
 
- Other threads use the device meanwhile. At most 62 waits of a device last at the same time (`HB_ERROR_TOO_MANY_OBJECTS`).
+ Other threads use the device meanwhile. At most `HB_MOST_WAITS` of a device last at the same time (`HB_ERROR_TOO_MANY_OBJECTS`).
 
  # Safety
  `memory` is a live handle.

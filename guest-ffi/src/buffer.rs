@@ -89,8 +89,8 @@ impl Memory {
     /// Waits until no host process uses the buffer at `offset` any more; with [`ALL_BUFFERS`], until none uses any buffer or has the
     /// memory open. `None` waits as long as the device lives; zero only asks.
     ///
-    /// [`Error::Timeout`] when the time was over first. Other threads use the device meanwhile. At most 62 waits of a device last at
-    /// the same time ([`Status::TooManyObjects`]).
+    /// [`Error::Timeout`] when the time was over first. Other threads use the device meanwhile. At most [`MOST_WAITS`](crate::MOST_WAITS) of a device
+    /// last at the same time ([`Status::TooManyObjects`]).
     pub fn wait_released(&self, offset: u64, timeout: Option<Duration>) -> Result<()> {
         if timeout.is_some_and(|timeout| timeout.is_zero()) {
             let (own, wait) = self.wait_request(offset, timeout)?;

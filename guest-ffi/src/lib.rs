@@ -76,3 +76,4 @@ pub use options::{
     ENV_RENDER_NODE, ENV_SOCKET, Endpoint, MapInfo, OpenOptions, PoolOptions, Statistics,
 };
 pub use transport::TransportKind;
+pub use waits::MOST_WAITS;

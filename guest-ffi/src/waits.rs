@@ -3,9 +3,13 @@
 //! The guest kernel signals all older fences of a ring with a younger one. So each wait has a ring to itself until it is answered: a
 //! long one holds back no other, and no other ends it early.
 
-use crate::transport::{RING_COUNT, RING_FIRST_WAIT};
+use crate::transport::RING_FIRST_WAIT;
 
-const RINGS: usize = (RING_COUNT - RING_FIRST_WAIT) as usize;
+/// Most waits of a device that last at the same time. Each keeps its command in the control queue of the guest, whose 256 entries all
+/// processes share: a process that could fill it would stop the others.
+pub const MOST_WAITS: u8 = 16;
+
+const RINGS: usize = MOST_WAITS as usize;
 
 /// Which rings are taken.
 #[derive(Debug)]

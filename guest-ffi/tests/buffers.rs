@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use fake::{Fake, Script};
 use hostblob_guest::protocol::request::request_bit;
 use hostblob_guest::{
-    ALL_BUFFERS, AllocateInfo, BufferInfo, BufferPool, Device, Error, Memory, OpenOptions,
-    PoolBuffer, Request, Status,
+    ALL_BUFFERS, AllocateInfo, BufferInfo, BufferPool, Device, Error, MOST_WAITS, Memory,
+    OpenOptions, PoolBuffer, Request, Status,
 };
 
 const XR24: u32 = 0x3432_5258;
@@ -161,7 +161,7 @@ fn long_waits_hold_nobody_back() {
     rings.sort_unstable();
     assert_eq!(rings, [2, 3, 4]);
     // One is still held by the fence that was dropped.
-    let many: Vec<_> = (0..61)
+    let many: Vec<_> = (1..MOST_WAITS)
         .map(|_| memory.released_fence(0, None).unwrap())
         .collect();
     let one_more = memory.released_fence(0, None);

@@ -15,6 +15,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub const HB_ALL_BUFFERS: u64 = 0xffff_ffff_ffff_ffff;
 const _: () = assert!(HB_ALL_BUFFERS == hostblob_protocol::request::ALL_BUFFERS);
 
+/// Waits of a device that last at the same time, at most.
+pub const HB_MOST_WAITS: u32 = 16;
+const _: () = assert!(HB_MOST_WAITS == crate::waits::MOST_WAITS as u32);
+
 /// A buffer in memory: the arguments of SET_SCANOUT_BLOB.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -109,7 +113,7 @@ pub unsafe extern "C" fn hb_memory_present(memory: *mut hb_memory, offset: u64) 
 /// Waits until no host process uses the buffer at `offset`, or `HB_ALL_BUFFERS`, any more: at most `timeout_ns` nanoseconds, or
 /// `HB_WAIT_FOREVER`; 0 only asks. `HB_TIMEOUT` when the time was over first.
 ///
-/// Other threads use the device meanwhile. At most 62 waits of a device last at the same time (`HB_ERROR_TOO_MANY_OBJECTS`).
+/// Other threads use the device meanwhile. At most `HB_MOST_WAITS` of a device last at the same time (`HB_ERROR_TOO_MANY_OBJECTS`).
 ///
 /// # Safety
 /// `memory` is a live handle.

@@ -20,6 +20,7 @@ use hostblob_protocol::virtio_gpu::MAX_RINGS;
 use crate::error::{Error, Result};
 use crate::options::{ENV_CAPSET_ID, ENV_RENDER_NODE, ENV_SOCKET, Endpoint, OpenOptions};
 use crate::region::Mapping;
+use crate::waits::MOST_WAITS;
 use drm::Drm;
 use socket::Socket;
 
@@ -38,9 +39,9 @@ pub(crate) const RING_REQUESTS: u8 = 0;
 pub(crate) const RING_GPU: u8 = 1;
 /// The first of the timelines that carry one long wait each.
 pub(crate) const RING_FIRST_WAIT: u8 = 2;
-/// Timelines that a context is created with: as many as there can be.
-pub(crate) const RING_COUNT: u8 = 64;
-const _: () = assert!(RING_COUNT as u32 == MAX_RINGS);
+/// Timelines that a context is created with.
+pub(crate) const RING_COUNT: u8 = RING_FIRST_WAIT + MOST_WAITS;
+const _: () = assert!(RING_COUNT as u32 <= MAX_RINGS);
 
 /// A blob to create.
 #[derive(Debug, Clone, Copy)]
