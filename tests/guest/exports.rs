@@ -45,13 +45,18 @@ pub struct Sockets {
 pub type Check = fn(&Sockets) -> Result<()>;
 
 macro_rules! checks {
-    ($($name:ident,)*) => {
-        /// All, by name.
-        pub const CHECKS: &[(&str, Check)] = &[$((stringify!($name), $name),)*];
+    ($list:ident: $($name:ident,)*) => {
+        /// Checks by name.
+        pub const $list: &[(&str, Check)] = &[$((stringify!($name), $name),)*];
     };
 }
 
-checks! {
+checks! { WITHOUT_UDMABUF:
+    without_udmabuf_exports_are_not_offered,
+    without_udmabuf_memory_of_others_is_imported,
+}
+
+checks! { CHECKS:
     frames_are_seen_without_a_copy,
     two_memories_are_flipped_with_two_descriptors,
     buffers_of_a_pool_are_offsets_in_one_descriptor,
@@ -334,6 +339,49 @@ fn waits_end_with_release_timeout_and_leaving(sockets: &Sockets) -> Result<()> {
 fn memory_of_others_is_imported(sockets: &Sockets) -> Result<()> {
     let device = sockets.device()?;
     let mut client = sockets.client()?;
+    memfd_is_imported(&device, &mut client)?;
+
+    // A dma-buf too: that of memory of ours, through which the guest sees itself.
+    let source = shareable(&device, "source")?;
+    source.publish(&FRAME)?;
+    pattern::write(&source, 42)?;
+    let exported = open(&mut client, "source")?;
+    let token = client.hand_in(&exported.descriptor)?;
+    let imported = device.import(token.0)?;
+    let mine = device.allocate(&AllocateInfo::new(SIZE).dedicated())?;
+    done(device.copy(&imported, 0, &mine, 0, SIZE))?;
+    pattern::check(&mine, 42)?;
+    client.take_back(token)?;
+    refused(
+        device.import(token.0),
+        Status::UnknownUuid,
+        "import by a token that was taken back",
+    )?;
+    done(device.fill(&imported, 0, WHOLE_SIZE, 7))?;
+    pattern::check_words(&source, 7).context("an import outlives its token")
+}
+
+fn without_udmabuf_exports_are_not_offered(sockets: &Sockets) -> Result<()> {
+    let device = sockets.device()?;
+    let exporting = request_bit::PUBLISH
+        | request_bit::WITHDRAW
+        | request_bit::PRESENT
+        | request_bit::WAIT_RELEASED;
+    let offered = device.capabilities().offer.requests;
+    ensure!(offered & exporting == 0, "offered: {offered:#x}");
+    let memory = shareable(&device, "frame")?;
+    refused(
+        memory.publish(&FRAME),
+        Status::Unsupported,
+        "a buffer that nobody could open",
+    )
+}
+
+fn without_udmabuf_memory_of_others_is_imported(sockets: &Sockets) -> Result<()> {
+    memfd_is_imported(&sockets.device()?, &mut sockets.client()?)
+}
+
+fn memfd_is_imported(device: &Device, client: &mut Client) -> Result<()> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let memfd = File::from(rustix::fs::memfd_create("theirs", flags)?);
     rustix::fs::ftruncate(&memfd, SIZE)?;
@@ -351,22 +399,5 @@ fn memory_of_others_is_imported(sockets: &Sockets) -> Result<()> {
     let mut bytes = vec![0; SIZE as usize];
     memfd.read_exact_at(&mut bytes, 0)?;
     ensure!(bytes == whole(41), "what the guest wrote is not there");
-
-    // A dma-buf too: that of memory of ours, through which the guest sees itself.
-    let source = shareable(&device, "source")?;
-    source.publish(&FRAME)?;
-    pattern::write(&source, 42)?;
-    let exported = open(&mut client, "source")?;
-    let token = client.hand_in(&exported.descriptor)?;
-    let imported = device.import(token.0)?;
-    done(device.copy(&imported, 0, &mine, 0, SIZE))?;
-    pattern::check(&mine, 42)?;
-    client.take_back(token)?;
-    refused(
-        device.import(token.0),
-        Status::UnknownUuid,
-        "import by a token that was taken back",
-    )?;
-    done(device.fill(&imported, 0, WHOLE_SIZE, 7))?;
-    pattern::check_words(&source, 7).context("an import outlives its token")
+    Ok(())
 }

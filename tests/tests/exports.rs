@@ -2,12 +2,11 @@
 
 use std::sync::OnceLock;
 
-use hostblob_tests::exports::CHECKS;
+use hostblob_tests::exports::{CHECKS, WITHOUT_UDMABUF};
 use hostblob_tests::report;
-use hostblob_tests::scenario::WINDOW;
 use xtask::vm::{Output, Vm};
 
-use crate::fixture::{self, Provider};
+use crate::fixture;
 
 /// One boot for all checks: the daemon and both its sides run in the guest. `None` where it failed.
 fn boot() -> &'static Output {
@@ -47,7 +46,8 @@ macro_rules! tests {
 
         #[test]
         fn each_check_is_a_test() {
-            let names: Vec<_> = CHECKS.iter().map(|(name, _)| *name).collect();
+            let all = CHECKS.iter().chain(WITHOUT_UDMABUF);
+            let names: Vec<_> = all.map(|(name, _)| *name).collect();
             assert_eq!(names, [$(stringify!($name)),*]);
         }
     };
@@ -62,6 +62,8 @@ tests! {
     memory_that_is_open_does_not_move,
     waits_end_with_release_timeout_and_leaving,
     memory_of_others_is_imported,
+    without_udmabuf_exports_are_not_offered,
+    without_udmabuf_memory_of_others_is_imported,
 }
 
 #[test]

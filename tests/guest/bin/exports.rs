@@ -1,25 +1,38 @@
-//! `exports HOSTBLOBD`: starts the daemon with its sockets, and checks what processes beside it see. A line for each check, as of scenarios.
+//! `exports HOSTBLOBD`: starts the daemon with its sockets, and checks what processes beside it see; then once more without udmabuf, which
+//! it takes away: for a virtual machine of its own. A line for each check, as of scenarios.
 
 #![allow(clippy::panic, reason = "a check that panics is caught and reported")]
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use hostblob_tests::exports::{CHECKS, Sockets};
+use hostblob_tests::exports::{CHECKS, Check, Sockets, WITHOUT_UDMABUF};
 use hostblob_tests::report;
+
+const UDMABUF: &str = "/dev/udmabuf";
 
 fn main() -> Result<()> {
     let program = std::env::args()
         .nth(1)
         .context("usage: exports HOSTBLOBD")?;
+    ensure!(Path::new(UDMABUF).exists(), "the kernel has no udmabuf");
+    let with = run(&program, CHECKS)?;
+    std::fs::remove_file(UDMABUF)?;
+    let without = run(&program, WITHOUT_UDMABUF)?;
+    ensure!(with + without == 0, "{with} and {without} checks failed");
+    Ok(())
+}
+
+/// How many of them failed, with a daemon of their own.
+fn run(program: &str, checks: &[(&str, Check)]) -> Result<u32> {
     let folder = std::env::temp_dir();
     let sockets = Sockets {
         local: folder.join("local.sock"),
         export: folder.join("export.sock"),
     };
-    let mut daemon = Command::new(&program)
+    let mut daemon = Command::new(program)
         .args(["--provider", "system", "--window", "256M", "--local-socket"])
         .arg(&sockets.local)
         .arg("--export-socket")
@@ -35,7 +48,7 @@ fn main() -> Result<()> {
         std::thread::sleep(Duration::from_millis(10));
     }
     let mut failed = 0;
-    for (name, check) in CHECKS {
+    for (name, check) in checks {
         let start = Instant::now();
         let result = std::panic::catch_unwind(|| check(&sockets));
         let result = result.unwrap_or_else(|_| Err(anyhow!("it panicked")));
@@ -43,11 +56,10 @@ fn main() -> Result<()> {
         println!("{}", report::line(name, &result, start.elapsed()));
     }
     end(daemon, &sockets.export)?;
-    ensure!(failed == 0, "{failed} checks failed");
-    Ok(())
+    Ok(failed)
 }
 
-fn end(mut daemon: std::process::Child, socket: &Path) -> Result<()> {
+fn end(mut daemon: Child, socket: &Path) -> Result<()> {
     let pid = i32::try_from(daemon.id())?;
     let pid = rustix::process::Pid::from_raw(pid).context("a process id")?;
     rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
