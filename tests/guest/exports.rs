@@ -4,8 +4,10 @@
 //! VMM.
 
 use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -39,6 +41,8 @@ pub struct Sockets {
     pub local: PathBuf,
     /// Its export socket.
     pub export: PathBuf,
+    /// The folder with the examples of both libraries.
+    pub examples: PathBuf,
 }
 
 /// What must hold.
@@ -54,6 +58,13 @@ macro_rules! checks {
 checks! { WITHOUT_UDMABUF:
     without_udmabuf_exports_are_not_offered,
     without_udmabuf_memory_of_others_is_imported,
+}
+
+checks! { EXAMPLES:
+    example_writes_a_frame_to_a_png,
+    example_flips_two_memories,
+    example_flips_two_buffers_of_a_pool,
+    example_fills_memory_that_was_handed_in,
 }
 
 checks! { CHECKS:
@@ -399,5 +410,95 @@ fn memfd_is_imported(device: &Device, client: &mut Client) -> Result<()> {
     let mut bytes = vec![0; SIZE as usize];
     memfd.read_exact_at(&mut bytes, 0)?;
     ensure!(bytes == whole(41), "what the guest wrote is not there");
+    Ok(())
+}
+
+/// An example that runs, until it has ended or this is dropped.
+struct Example(Child);
+
+impl Example {
+    fn start(sockets: &Sockets, name: &str, arguments: &[&str]) -> Result<Self> {
+        let mut command = Command::new(sockets.examples.join(name));
+        command
+            .args(arguments)
+            .env(hostblob_guest::ENV_SOCKET, &sockets.local)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        let child = command.spawn();
+        Ok(Self(
+            child.with_context(|| format!("{name} cannot be run"))?,
+        ))
+    }
+
+    /// What it says until it ends, which it does with 0.
+    fn end(mut self) -> Result<String> {
+        drop(self.0.stdin.take());
+        let mut text = String::new();
+        let mut stdout = self.0.stdout.take().context("no pipe")?;
+        stdout.read_to_string(&mut text)?;
+        let status = self.0.wait()?;
+        ensure!(status.success(), "it ended with {status}: {text}");
+        Ok(text)
+    }
+}
+
+impl Drop for Example {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn export_socket(sockets: &Sockets) -> Result<&str> {
+    sockets.export.to_str().context("a path in UTF-8")
+}
+
+fn example_writes_a_frame_to_a_png(sockets: &Sockets) -> Result<()> {
+    let path = "/tmp/frame.png";
+    let viewer = Example::start(sockets, "frame_to_png", &[export_socket(sockets)?, path])?;
+    let drawing = Example::start(sockets, "draw_frames", &["1000"])?;
+    print!("{}", viewer.end()?);
+    drop(drawing);
+    let bytes = std::fs::read(path)?;
+    ensure!(bytes.starts_with(b"\x89PNG\r\n\x1a\n"), "not a PNG");
+    let dimension = |at: usize| bytes.get(at..at + 4);
+    ensure!(
+        dimension(16) == Some(&640_u32.to_be_bytes())
+            && dimension(20) == Some(&480_u32.to_be_bytes()),
+        "not 640 x 480"
+    );
+    Ok(())
+}
+
+fn flips(sockets: &Sockets, drawing: &[&str], expected: &str) -> Result<()> {
+    let viewer = Example::start(sockets, "double_buffer", &[export_socket(sockets)?, "10"])?;
+    let drawing = Example::start(sockets, "draw_frames", drawing)?;
+    let text = viewer.end()?;
+    drop(drawing);
+    ensure!(text.contains(expected), "{text}");
+    Ok(())
+}
+
+fn example_flips_two_memories(sockets: &Sockets) -> Result<()> {
+    flips(sockets, &["1000"], "10 flips, 2 different buffers")
+}
+
+fn example_flips_two_buffers_of_a_pool(sockets: &Sockets) -> Result<()> {
+    flips(sockets, &["1000", "pool"], "10 flips, 1 different buffers")
+}
+
+fn example_fills_memory_that_was_handed_in(sockets: &Sockets) -> Result<()> {
+    let mut owner = Example::start(sockets, "hand_in", &[export_socket(sockets)?])?;
+    let mut token = String::new();
+    let mut stdout = BufReader::new(owner.0.stdout.take().context("no pipe")?);
+    stdout.read_line(&mut token)?;
+    let guest = Example::start(sockets, "share", &[token.trim()])?;
+    let text = guest.end()?;
+    ensure!(text.contains("filled"), "{text}");
+    drop(owner.0.stdin.take());
+    let mut seen = String::new();
+    stdout.read_to_string(&mut seen)?;
+    ensure!(seen.contains("***************"), "{seen}");
+    ensure!(owner.0.wait()?.success(), "hand_in failed");
     Ok(())
 }

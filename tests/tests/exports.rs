@@ -2,8 +2,9 @@
 
 use std::sync::OnceLock;
 
-use hostblob_tests::exports::{CHECKS, WITHOUT_UDMABUF};
+use hostblob_tests::exports::{CHECKS, EXAMPLES, WITHOUT_UDMABUF};
 use hostblob_tests::report;
+use xtask::build;
 use xtask::vm::{Output, Vm};
 
 use crate::fixture;
@@ -18,11 +19,21 @@ fn boot() -> &'static Output {
 
 fn run() -> Output {
     const PATH: &str = "/program/hostblobd";
-    let _slot = fixture::slot();
-    let vm = Vm::builder(fixture::environment())
-        .program(fixture::guest_program("exports"), [PATH])
+    const EXAMPLES: &str = "/program/examples";
+    let guest_side = ["draw_frames", "share"].map(|name| ("hostblob-guest", name));
+    let host_side =
+        ["frame_to_png", "double_buffer", "hand_in"].map(|name| ("hostblob-export", name));
+    let mut vm = Vm::builder(fixture::environment())
+        .program(fixture::guest_program("exports"), [PATH, EXAMPLES])
         .host_program(fixture::hostblobd(), PATH)
         .expect("the libraries of hostblobd");
+    for (package, name) in guest_side.into_iter().chain(host_side) {
+        let program = build::host_example(package, name).expect("the example builds");
+        vm = vm
+            .host_program(&program, &format!("{EXAMPLES}/{name}"))
+            .expect("its libraries");
+    }
+    let _slot = fixture::slot();
     let output = vm.run().expect("the guest runs");
     print!("{}", output.stdout);
     output
@@ -46,7 +57,7 @@ macro_rules! tests {
 
         #[test]
         fn each_check_is_a_test() {
-            let all = CHECKS.iter().chain(WITHOUT_UDMABUF);
+            let all = CHECKS.iter().chain(EXAMPLES).chain(WITHOUT_UDMABUF);
             let names: Vec<_> = all.map(|(name, _)| *name).collect();
             assert_eq!(names, [$(stringify!($name)),*]);
         }
@@ -62,6 +73,10 @@ tests! {
     memory_that_is_open_does_not_move,
     waits_end_with_release_timeout_and_leaving,
     memory_of_others_is_imported,
+    example_writes_a_frame_to_a_png,
+    example_flips_two_memories,
+    example_flips_two_buffers_of_a_pool,
+    example_fills_memory_that_was_handed_in,
     without_udmabuf_exports_are_not_offered,
     without_udmabuf_memory_of_others_is_imported,
 }

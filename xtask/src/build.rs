@@ -50,6 +50,13 @@ pub fn host_binary(package: &str, name: &str) -> Result<PathBuf> {
     Ok(target().join("release").join(name))
 }
 
+/// Builds an example for this host, optimised; returns where it is.
+pub fn host_example(package: &str, name: &str) -> Result<PathBuf> {
+    let arguments = ["build", "--release", "--quiet", "--package", package];
+    cargo(&[&arguments[..], &["--example", name]].concat(), &[])?;
+    Ok(target().join("release/examples").join(name))
+}
+
 /// Builds the libraries of a package for this host, optimised; returns the folder that they are in.
 pub fn host_library(package: &str) -> Result<PathBuf> {
     cargo(

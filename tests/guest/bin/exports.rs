@@ -1,4 +1,4 @@
-//! `exports HOSTBLOBD`: starts the daemon with its sockets, and checks what processes beside it see; then once more without udmabuf, which
+//! `exports HOSTBLOBD EXAMPLES`: starts the daemon with its sockets, and checks what processes beside it see; then once more without udmabuf, which
 //! it takes away: for a virtual machine of its own. A line for each check, as of scenarios.
 
 #![allow(clippy::panic, reason = "a check that panics is caught and reported")]
@@ -8,29 +8,32 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use hostblob_tests::exports::{CHECKS, Check, Sockets, WITHOUT_UDMABUF};
+use hostblob_tests::exports::{CHECKS, Check, EXAMPLES, Sockets, WITHOUT_UDMABUF};
 use hostblob_tests::report;
 
 const UDMABUF: &str = "/dev/udmabuf";
 
 fn main() -> Result<()> {
-    let program = std::env::args()
-        .nth(1)
-        .context("usage: exports HOSTBLOBD")?;
+    let mut arguments = std::env::args().skip(1);
+    let (Some(program), Some(examples)) = (arguments.next(), arguments.next()) else {
+        bail!("usage: exports HOSTBLOBD EXAMPLES");
+    };
+    let run = |checks| run(&program, &examples, checks);
     ensure!(Path::new(UDMABUF).exists(), "the kernel has no udmabuf");
-    let with = run(&program, CHECKS)?;
+    let with = run(CHECKS)? + run(EXAMPLES)?;
     std::fs::remove_file(UDMABUF)?;
-    let without = run(&program, WITHOUT_UDMABUF)?;
+    let without = run(WITHOUT_UDMABUF)?;
     ensure!(with + without == 0, "{with} and {without} checks failed");
     Ok(())
 }
 
 /// How many of them failed, with a daemon of their own.
-fn run(program: &str, checks: &[(&str, Check)]) -> Result<u32> {
+fn run(program: &str, examples: &str, checks: &[(&str, Check)]) -> Result<u32> {
     let folder = std::env::temp_dir();
     let sockets = Sockets {
         local: folder.join("local.sock"),
         export: folder.join("export.sock"),
+        examples: examples.into(),
     };
     let mut daemon = Command::new(program)
         .args(["--provider", "system", "--window", "256M", "--local-socket"])
