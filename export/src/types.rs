@@ -64,7 +64,7 @@ pub struct Exported {
     pub descriptor: OwnedFd,
     /// Bytes.
     pub size: u64,
-    /// Its buffers. Those that were presented are in use from now on.
+    /// Its buffers. Those that were presented are in use from now on, unless the blob was open already.
     pub buffers: Vec<Buffer>,
 }
 

@@ -327,7 +327,7 @@ impl ViewerState {
         mine.into_iter().map(|waiting| waiting.tag).collect()
     }
 
-    /// The viewer has the blob open from now on, and uses what was presented.
+    /// The viewer has the blob open from now on, and uses what was presented before it had.
     pub(super) fn open(
         &mut self,
         tag: u64,
@@ -339,9 +339,11 @@ impl ViewerState {
         let result = if self.open.len() >= MAX_OPEN && !self.open.contains_key(&id) {
             Err(ExportError::TooMany(MAX_OPEN, "blobs are open"))
         } else {
-            self.open.insert(id, blob.guest);
-            for buffer in blob.buffers.values().filter(|buffer| buffer.present > 0) {
-                self.starts_using(id, buffer);
+            // Who opens it again has seen, or will hear of, all that was presented.
+            if self.open.insert(id, blob.guest).is_none() {
+                for buffer in blob.buffers.values().filter(|buffer| buffer.present > 0) {
+                    self.starts_using(id, buffer);
+                }
             }
             Ok(Opened {
                 descriptor: Arc::clone(descriptor),

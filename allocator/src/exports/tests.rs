@@ -226,6 +226,10 @@ fn buffers_are_used_from_present_to_release() {
         "released twice"
     );
 
+    // What was released stays so when the blob is opened once more.
+    open(&guest, &viewer, id);
+    assert!(!guest.in_use(id, 0));
+
     // A description that is replaced or withdrawn frees nothing.
     guest.present(id, 0);
     guest.publish(id, layout(0)).unwrap();
