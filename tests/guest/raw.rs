@@ -16,6 +16,7 @@ use rustix::mm::{MapFlags, ProtFlags};
 pub const CAPSET_ID: u64 = hostblob_guest::protocol::DEFAULT_CAPSET_ID as u64;
 
 const BLOB_MEM_HOST3D: u32 = 2;
+const BLOB_MEM_HOST3D_GUEST: u32 = 3;
 const USE_MAPPABLE: u32 = 1;
 
 #[derive(Debug, Default)]
@@ -69,8 +70,22 @@ struct Wait {
     flags: u32,
 }
 
+#[derive(Debug, Default)]
+#[repr(C)]
+struct Transfer {
+    handle: u32,
+    /// `x`, `y`, `z`, `w`, `h`, `d`.
+    region: [u32; 6],
+    level: u32,
+    offset: u32,
+    stride: u32,
+    layer_stride: u32,
+}
+
 const GEM_CLOSE: Opcode = opcode::write::<GemClose>(b'd', 0x09);
 const MAP: Opcode = opcode::read_write::<Map>(b'd', 0x41);
+const TRANSFER_FROM_HOST: Opcode = opcode::read_write::<Transfer>(b'd', 0x46);
+const TRANSFER_TO_HOST: Opcode = opcode::read_write::<Transfer>(b'd', 0x47);
 const WAIT: Opcode = opcode::read_write::<Wait>(b'd', 0x48);
 const CREATE_BLOB: Opcode = opcode::read_write::<CreateBlob>(b'd', 0x4a);
 const CONTEXT_INIT: Opcode = opcode::read_write::<ContextInit>(b'd', 0x4b);
@@ -156,8 +171,17 @@ impl Node {
 
     /// RESOURCE_CREATE_BLOB with blob_id 0, HOST3D, MAPPABLE.
     pub fn create(&self, size: u64) -> Result<RawBlob> {
+        self.create_in(BLOB_MEM_HOST3D, size)
+    }
+
+    /// RESOURCE_CREATE_BLOB with blob_id 0, HOST3D_GUEST, MAPPABLE: memory of the host, and pages of the kernel, which are what is mapped.
+    pub fn create_with_pages(&self, size: u64) -> Result<RawBlob> {
+        self.create_in(BLOB_MEM_HOST3D_GUEST, size)
+    }
+
+    fn create_in(&self, blob_mem: u32, size: u64) -> Result<RawBlob> {
         let mut create = CreateBlob {
-            blob_mem: BLOB_MEM_HOST3D,
+            blob_mem,
             blob_flags: USE_MAPPABLE,
             size,
             ..CreateBlob::default()
@@ -192,6 +216,36 @@ impl Node {
         let address =
             NonNull::new(address.context("mmap of a blob")?.cast()).context("mmap gave null")?;
         Ok(Mapped { address, size })
+    }
+
+    /// TRANSFER_TO_HOST: bytes from `offset` of the pages to `x..x + width` of the host's memory. Waits until that is done.
+    pub fn to_host(&self, blob: &RawBlob, offset: u32, x: u32, width: u32) -> Result<()> {
+        self.transfer(TRANSFER_TO_HOST, blob, offset, x, width)
+            .context("TRANSFER_TO_HOST")
+    }
+
+    /// TRANSFER_FROM_HOST: the other way.
+    pub fn from_host(&self, blob: &RawBlob, offset: u32, x: u32, width: u32) -> Result<()> {
+        self.transfer(TRANSFER_FROM_HOST, blob, offset, x, width)
+            .context("TRANSFER_FROM_HOST")
+    }
+
+    fn transfer(
+        &self,
+        opcode: Opcode,
+        blob: &RawBlob,
+        offset: u32,
+        x: u32,
+        width: u32,
+    ) -> Result<()> {
+        let mut transfer = Transfer {
+            handle: blob.handle,
+            region: [x, 0, 0, width, 1, 1],
+            offset,
+            ..Transfer::default()
+        };
+        self.call(opcode, &mut transfer)?;
+        self.wait(blob)
     }
 
     /// WAIT: the host has executed what was sent for this blob.

@@ -72,6 +72,7 @@ macro_rules! for_each_scenario {
                 sharing::dma_buf_goes_to_another_process,
                 sharing::memory_is_shared_by_uuid,
                 sharing::gpu_works_on_guest_pages,
+                sharing::transfers_move_the_bytes_asked_for,
                 sharing::sync_file_signals,
             }
             small_window {

@@ -9,6 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use super::{PATIENCE, Setup, done, own, refused};
 use crate::pattern;
 use crate::peer::{PEER_FILL, Peer, SEED};
+use crate::raw::Node;
 
 /// PRIME: another process takes in a dma-buf of our memory, sees our bytes, writes its own; both CPU and host GPU here see those.
 pub fn dma_buf_goes_to_another_process(setup: &Setup) -> Result<()> {
@@ -115,6 +116,43 @@ pub fn gpu_works_on_guest_pages(setup: &Setup) -> Result<()> {
         fence.wait(Some(PATIENCE))?;
     }
     Ok(())
+}
+
+/// A blob with memory of the host and pages of the guest: transfers copy between the two what they are asked to, and nothing else.
+pub fn transfers_move_the_bytes_asked_for(_: &Setup) -> Result<()> {
+    let node = Node::open()?;
+    let blob = node.create_with_pages(8192)?;
+    let pages = node.map(&blob)?;
+    ensure!(pages.first_not_zero().is_none(), "pages are not zeros");
+    let pattern = |index: usize| 0x1111_2222_3333_0000 + index as u64;
+    for index in 0..512 {
+        pages.store(index, pattern(index));
+    }
+    node.to_host(&blob, 0, 4096, 4096)?;
+    for index in 0..512 {
+        pages.store(index, 0);
+    }
+    ensure!(
+        pages.first_not_zero().is_none(),
+        "the other page was written"
+    );
+    // 16 bytes of what is there now, and of what was never written.
+    node.from_host(&blob, 64, 4096 + 8, 16)?;
+    node.from_host(&blob, 4096, 0, 4096)?;
+    for index in 0..pages.words() {
+        let expected = match index {
+            8 => pattern(1),
+            9 => pattern(2),
+            _ => 0,
+        };
+        let found = pages.load(index);
+        ensure!(
+            found == expected,
+            "word {index} is {found:#x}, not {expected:#x}"
+        );
+    }
+    drop(pages);
+    node.close(blob)
 }
 
 /// A fence as a sync file: readable when the host is done, and not before the bytes are there.
