@@ -14,7 +14,7 @@ use crate::window::PAGE;
 /// Memories and blobs that one context may hold: bounds the tables that a guest can grow.
 pub const MAX_CONTEXT_OBJECTS: u32 = 65536;
 
-/// Waits for host processes that one context may have under way.
+/// Waits for host processes that one guest may have under way: all are looked at whenever one may be over.
 pub(crate) const MAX_HOLDS: usize = 1024;
 
 const HOST_VISIBLE: u32 = 0x2;

@@ -326,7 +326,9 @@ impl Guest {
             self.work
                 .submit(Request::RemoveFile { file }, Pending::Work);
         }
-        fence.join(self.hide(key));
+        if let Some(until) = self.hide(key) {
+            fence.join(self.hold(until));
+        }
         fence
     }
 }

@@ -15,7 +15,7 @@ use hostblob_protocol::request::{
 use uuid::Uuid;
 
 use super::Guest;
-use super::fence::{Fence, HoldId, Until};
+use super::fence::{HoldId, Until};
 use crate::Error;
 use crate::blob::{Binding, Home, Memory, MemoryKey, Name, Pages};
 use crate::context::{ContextRef, Details, NOTHING};
@@ -40,18 +40,12 @@ impl Guest {
         Ok(())
     }
 
-    /// Host processes see the memory no longer. What they have open they keep: the fence is reached when they have let go.
-    pub(super) fn hide(&mut self, key: MemoryKey) -> Fence {
-        let id = self
-            .memories
-            .get_mut(&key)
-            .and_then(|memory| memory.export.take());
-        let (Some(id), Some(exports)) = (id, &self.exports) else {
-            return Fence::default();
-        };
+    /// Host processes see the memory no longer. What they have open they keep, until what is returned is over.
+    pub(super) fn hide(&mut self, key: MemoryKey) -> Option<Until> {
+        let id = self.memories.get_mut(&key)?.export.take()?;
         self.shown.remove(&id);
-        exports.remove(id);
-        self.hold(Until::Closed(id))
+        self.exports.as_ref()?.remove(id);
+        Some(Until::Closed(id))
     }
 
     /// A name for logs and host processes.

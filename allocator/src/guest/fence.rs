@@ -76,14 +76,11 @@ pub(crate) struct Holds {
 }
 
 impl Guest {
-    /// The fence of what was submitted so far: to `ring` of the context, to all of its rings, or, for context 0, by the whole
-    /// guest.
+    /// The fence of what was submitted so far: to `ring` of the context, to all of its rings, or, for context 0, the GPU work of the whole
+    /// guest. (No context waits for what another waits for.)
     pub fn fence(&self, context: u32, ring: Option<u8>) -> Fence {
         if context == 0 {
-            return Fence {
-                point: self.work.submitted(),
-                holds: self.holds.live.keys().copied().collect(),
-            };
+            return Fence::at(self.work.submitted());
         }
         let Some(context) = self.contexts.get(&context) else {
             return Fence::default();
@@ -122,13 +119,13 @@ impl Guest {
         until: Until,
         deadline: Instant,
     ) -> Result<HoldId, Error> {
+        if self.holds.live.len() >= MAX_HOLDS {
+            return Err(Error::TooManyObjects(MAX_HOLDS as u64));
+        }
         let asker = self
             .contexts
             .get_mut(&context)
             .ok_or(Error::UnknownContext(context))?;
-        if asker.holds.len() >= MAX_HOLDS {
-            return Err(Error::TooManyObjects(MAX_HOLDS as u64));
-        }
         let hold = self.holds.insert(until, Some(deadline));
         asker.holds.push((ring, hold));
         self.alarm.wake_at(deadline);
