@@ -1,5 +1,6 @@
 //! What all guests of a daemon share: the provider, the limits, and what the guests are told of them.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use hostblob_capset::{BlobMem, Cache, Capset, Heap, Limits, MemoryType, Offer, WindowMode};
@@ -9,7 +10,7 @@ use crate::exports::{Exporter, Exports};
 use crate::guest::{Guest, Waker};
 use crate::provider::{Description, Placement, Provider, ProviderKind};
 use crate::quota::{Level, Quota};
-use crate::window::PAGE;
+use crate::window::{PAGE, Window};
 
 /// Memories and blobs that one context may hold: bounds the tables that a guest can grow.
 pub const MAX_CONTEXT_OBJECTS: u32 = 65536;
@@ -144,7 +145,14 @@ impl Host {
 
     /// A new guest with a window of its own. `waker` is called, from any thread, when work of the guest has finished.
     pub fn guest(self: &Arc<Self>, waker: Waker) -> std::io::Result<Guest> {
-        Guest::new(Arc::clone(self), waker)
+        let window = Window::new(self.config.window_size, self.config.warm_limit)?;
+        Guest::new(Arc::clone(self), window, waker)
+    }
+
+    /// As [`Host::guest`], with a window that the VMM brings: a memfd as [`Window::adopt`] wants it, of [`Config::window_size`] bytes.
+    pub fn guest_in(self: &Arc<Self>, window: OwnedFd, waker: Waker) -> std::io::Result<Guest> {
+        let window = Window::adopt(window, self.config.window_size, self.config.warm_limit)?;
+        Guest::new(Arc::clone(self), window, waker)
     }
 }
 

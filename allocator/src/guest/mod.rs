@@ -93,8 +93,7 @@ impl std::fmt::Debug for Guest {
 }
 
 impl Guest {
-    pub(crate) fn new(host: Arc<Host>, waker: Waker) -> std::io::Result<Self> {
-        let window = Window::new(host.config.window_size, host.config.warm_limit)?;
+    pub(crate) fn new(host: Arc<Host>, window: Window, waker: Waker) -> std::io::Result<Self> {
         let exports = host.exports.as_ref();
         let exports = exports.map(|exports| exports.guest(Waker::clone(&waker)));
         let alarm = Alarm::new(Waker::clone(&waker));

@@ -38,6 +38,28 @@ impl SharedFile {
             &descriptor,
             SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL,
         )?;
+        Self::map(descriptor, size, length)
+    }
+
+    /// A memfd of somebody else, of `size` bytes, that can no longer shrink. It reads as zeros afterwards.
+    pub(crate) fn adopt(descriptor: OwnedFd, size: u64) -> rustix::io::Result<Self> {
+        let length = usize::try_from(size).map_err(|_| rustix::io::Errno::OVERFLOW)?;
+        let seals = rustix::fs::fcntl_get_seals(&descriptor)?;
+        let has = u64::try_from(rustix::fs::fstat(&descriptor)?.st_size);
+        if !seals.contains(SealFlags::SHRINK)
+            || seals.intersects(SealFlags::WRITE | SealFlags::FUTURE_WRITE)
+            || has != Ok(size)
+        {
+            return Err(rustix::io::Errno::INVAL);
+        }
+        let file = Self::map(descriptor, size, length)?;
+        if let Some(all) = Span::between(0, size) {
+            file.punch(all)?;
+        }
+        Ok(file)
+    }
+
+    fn map(descriptor: OwnedFd, size: u64, length: usize) -> rustix::io::Result<Self> {
         // SAFETY: a new mapping at an address of the kernel's choice replaces nothing; the file is as long as the mapping and, sealed,
         // stays so.
         let base = unsafe {
@@ -219,6 +241,28 @@ mod tests {
         assert_eq!(to.resident(), 2 * PAGE);
         let words = first_words(&to);
         assert_eq!((words[11], words[14]), (1, 2));
+    }
+
+    #[test]
+    fn a_file_of_somebody_else_is_emptied_or_refused() {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let memfd = |seals| {
+            let memfd = rustix::fs::memfd_create("theirs", flags).unwrap();
+            rustix::fs::ftruncate(&memfd, SIZE).unwrap();
+            rustix::io::pwrite(&memfd, b"old", 5 * PAGE).unwrap();
+            rustix::fs::fcntl_add_seals(&memfd, seals).unwrap();
+            memfd
+        };
+        let file = SharedFile::adopt(memfd(SealFlags::SHRINK), SIZE).unwrap();
+        assert!(first_words(&file).iter().all(|word| *word == 0));
+        for (seals, size) in [
+            (SealFlags::empty(), SIZE),
+            (SealFlags::SHRINK | SealFlags::WRITE, SIZE),
+            (SealFlags::SHRINK, SIZE - PAGE),
+            (SealFlags::SHRINK, 2 * SIZE),
+        ] {
+            assert!(SharedFile::adopt(memfd(seals), size).is_err(), "{seals:?}");
+        }
     }
 
     #[test]

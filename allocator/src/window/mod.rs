@@ -21,7 +21,7 @@ mod file;
 mod parking;
 mod span;
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
@@ -102,9 +102,19 @@ impl Window {
     ///
     /// Fails where the host refuses a memfd, a mapping of that size, or a thread.
     pub fn new(size: u64, warm_limit: u64) -> std::io::Result<Self> {
+        Self::over(SharedFile::new("hostblob-window", size)?, warm_limit)
+    }
+
+    /// As [`Window::new`], over a memfd of the caller: of exactly `size` bytes, sealed with `F_SEAL_SHRINK` and not against writing. What it
+    /// holds is thrown away.
+    pub fn adopt(memfd: OwnedFd, size: u64, warm_limit: u64) -> std::io::Result<Self> {
+        Self::over(SharedFile::adopt(memfd, size)?, warm_limit)
+    }
+
+    fn over(file: SharedFile, warm_limit: u64) -> std::io::Result<Self> {
         let (dirty, receiver) = crossbeam_channel::unbounded();
         let shared = Arc::new(Shared {
-            file: SharedFile::new("hostblob-window", size)?,
+            file,
             state: Mutex::new(State {
                 extents: Extents::new(),
                 warm: 0,

@@ -288,6 +288,11 @@ fn every_command_cut_at_every_length_is_refused_or_answered() {
         bytes(header(cmd::RESOURCE_CREATE_BLOB, 1), &blob(2, 0, 1)),
         bytes(header(cmd::RESOURCE_MAP_BLOB, 1), &map(1, 0)),
         bytes(header(cmd::RESOURCE_UNMAP_BLOB, 1), &only(1)),
+        bytes(header(cmd::RESOURCE_ATTACH_BACKING, 1), &only(1)),
+        bytes(header(cmd::RESOURCE_DETACH_BACKING, 1), &only(1)),
+        bytes(header(cmd::RESOURCE_ASSIGN_UUID, 1), &only(1)),
+        bytes(header(cmd::TRANSFER_TO_HOST_3D, 1), &[1_u8; 48]),
+        bytes(header(cmd::TRANSFER_FROM_HOST_3D, 1), &[1_u8; 48]),
         bytes(header(cmd::RESOURCE_UNREF, 1), &only(1)),
     ];
     let (mut gpu, _) = used_gpu();
