@@ -168,7 +168,7 @@ impl Guest {
     ///
     /// Nothing is taken from `source` beyond the snapshot's end.
     pub fn restore(&mut self, source: &mut dyn Read) -> Result<(), RestoreError> {
-        if !self.contexts.is_empty() || !self.blobs.is_empty() || !self.memories.is_empty() {
+        if !self.is_new() {
             return Err(RestoreError::InUse);
         }
         // Keys are used again: what is on its way out must be gone.
@@ -185,6 +185,11 @@ impl Guest {
             }
         }
         restored
+    }
+
+    /// Whether there are no contexts and no resources, as after a reset.
+    pub fn is_new(&self) -> bool {
+        self.contexts.is_empty() && self.blobs.is_empty() && self.memories.is_empty()
     }
 
     fn restore_from(&mut self, source: &mut dyn Read) -> Result<(), RestoreError> {
