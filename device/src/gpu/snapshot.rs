@@ -56,7 +56,7 @@ pub enum SaveError {
 #[derive(Debug, Error)]
 pub enum RestoreError {
     /// The bytes are not a snapshot that can be read here.
-    #[error("the snapshot is damaged: {0}")]
+    #[error("no snapshot that can be read: {0}")]
     Format(#[from] FormatError),
     /// The guest behind it cannot be restored.
     #[error(transparent)]

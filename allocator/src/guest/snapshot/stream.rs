@@ -27,7 +27,7 @@ const END: u32 = 0;
 #[derive(Debug, Error)]
 pub enum FormatError {
     /// The source fails.
-    #[error("it cannot be read: {0}")]
+    #[error("{0}")]
     Io(#[from] io::Error),
     /// It ends in the middle.
     #[error("it ends too early")]

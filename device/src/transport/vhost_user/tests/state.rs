@@ -12,7 +12,11 @@ use vhost::vhost_user::message::{
     VhostTransferStateDirection as Direction, VhostTransferStatePhase as Phase,
 };
 
+use clap::Parser;
+
 use super::vmm::{Daemon, Vmm, crosvm, qemu};
+use crate::daemon::DaemonError;
+use crate::shutdown::Shutdown;
 use crate::transport::vfio_user::fake::{Control, FakeDevice, KEEP, answer};
 use crate::transport::vhost_user::messages::PROTOCOL_FEATURES;
 
@@ -212,4 +216,130 @@ fn responses_that_the_stopped_queue_did_not_get_move_along() {
     assert_eq!(to.response(0), answer(&command));
     to.offer(0, b"another command");
     assert_eq!(to.response(0), answer(b"another command"));
+}
+
+/// hostblobd in this process.
+struct Hostblobd {
+    shutdown: Shutdown,
+    thread: std::thread::JoinHandle<Result<(), DaemonError>>,
+    socket: std::path::PathBuf,
+}
+
+impl Hostblobd {
+    fn start(folder: &std::path::Path, name: &str, more: &[&str]) -> Self {
+        let socket = folder.join(name);
+        let path = socket.to_str().unwrap();
+        let flags = [
+            "hostblobd",
+            "--transport",
+            "vhost-user",
+            "--provider",
+            "system",
+        ];
+        let sizes = ["--window", "2M", "--capset-id", "30", "--socket-path", path];
+        let cli = crate::cli::Cli::parse_from([&flags[..], &sizes, more].concat());
+        let shutdown = Shutdown::new().unwrap();
+        let ends = shutdown.clone();
+        let thread = std::thread::spawn(move || crate::daemon::serve(&cli.serve, &ends));
+        while !socket.exists() && !thread.is_finished() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Self {
+            shutdown,
+            thread,
+            socket,
+        }
+    }
+
+    fn end(self) -> Result<(), DaemonError> {
+        self.shutdown.request();
+        self.thread.join().unwrap()
+    }
+}
+
+fn wait_until(holds: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < Duration::from_secs(10));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn hostblobd_saves_on_a_signal_and_begins_with_what_was_saved() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("state");
+    let path = file.to_str().unwrap();
+    let daemon = Hostblobd::start(folder.path(), "first", &["--save", path]);
+    let signal = || {
+        let process = rustix::process::getpid();
+        rustix::process::kill_process(process, rustix::process::Signal::USR1).unwrap();
+    };
+    signal();
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(!file.exists(), "no VMM is connected");
+    let mut from = qemu::run(&daemon.socket, PROTOCOL_FEATURES);
+    assert_eq!(from.create_context(1), resp::OK_NODATA);
+    assert_eq!(from.create_blob(1, 1), resp::OK_NODATA);
+    assert_eq!(from.map_blob(1), resp::OK_MAP_INFO);
+    mapped(&from).write_all_at(b"contents", 4096).unwrap();
+    let bases = qemu::stop(&mut from);
+    signal();
+    wait_until(|| file.exists());
+    let names = std::fs::read_dir(folder.path()).unwrap();
+    assert_eq!(
+        names.count(),
+        2,
+        "the socket, and the snapshot when it is whole"
+    );
+
+    let second = Hostblobd::start(folder.path(), "second", &["--restore", path]);
+    let mut to = Vmm::connect(&second.socket);
+    qemu::open(&mut to, PROTOCOL_FEATURES);
+    to.frontend.add_mem_region(&to.region()).unwrap();
+    to.take_over(&from);
+    drop(from);
+    daemon.end().unwrap();
+    qemu::start(&mut to, bases);
+    let mut found = [0; 8];
+    mapped(&to).read_exact_at(&mut found, 4096).unwrap();
+    assert_eq!(&found, b"contents");
+    assert_eq!(to.unmap_blob(1), resp::OK_NODATA);
+    drop(to);
+    // The next VM begins with nothing.
+    let mut next = qemu::run(&second.socket, PROTOCOL_FEATURES);
+    assert_eq!(next.create_context(1), resp::OK_NODATA);
+    drop(next);
+    second.end().unwrap();
+
+    // A new driver does not find what another left.
+    let third = Hostblobd::start(folder.path(), "third", &["--restore", path]);
+    let mut fresh = qemu::run(&third.socket, PROTOCOL_FEATURES);
+    assert_eq!(fresh.create_context(1), resp::OK_NODATA);
+    drop(fresh);
+    third.end().unwrap();
+}
+
+#[test]
+fn hostblobd_does_not_begin_with_anything_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("state");
+    let path = file.to_str().unwrap();
+    for (contents, why) in [
+        (None, "No such file"),
+        (Some(&b""[..]), "it ends too early"),
+        (
+            Some(b"something else, of some length"),
+            "does not begin as a snapshot",
+        ),
+    ] {
+        if let Some(contents) = contents {
+            std::fs::write(&file, contents).unwrap();
+        }
+        let daemon = Hostblobd::start(folder.path(), "s", &["--restore", path]);
+        let socket = daemon.socket.clone();
+        let error = daemon.end().unwrap_err().to_string();
+        assert!(error.contains(path) && error.contains(why), "{error}");
+        assert!(!error.contains('\n') && !socket.exists());
+    }
 }
