@@ -11,8 +11,9 @@ use crate::guest::snapshot::stream::{FormatError, Reader, VERSION, Writer};
 use crate::guest::snapshot::{RestoreError, SaveError};
 use crate::provider::fake::Seen;
 use crate::provider::system::SystemProvider;
+use crate::provider::vulkan::VulkanProvider;
 use crate::provider::{
-    CompletionSink, Description, MemoryType, Piece, Placement, Session, property,
+    CompletionSink, Description, MemoryType, Options, Piece, Placement, Session, property,
 };
 use crate::quota::Exceeded;
 
@@ -826,4 +827,75 @@ fn what_host_processes_use_is_not_saved() {
     assert!(matches!(refused, Err(SaveError::Waiting(1))), "{refused:?}");
     drop(viewer);
     fixture.saved();
+}
+
+fn large_device_memory(from: &Arc<dyn Provider>, to: &Arc<dyn Provider>) {
+    let new = |provider: &Arc<dyn Provider>| {
+        Fixture::with(|_, config| {
+            let config = Config {
+                window_size: 64 << 20,
+                memory_limit: 64 << 20,
+                context_limit: 64 << 20,
+                ..config
+            };
+            Host::new(Arc::clone(provider), config).unwrap()
+        })
+    };
+    let types = &from.description().memory_types;
+    let in_device = |kind: &MemoryType| kind.placement == Placement::Device;
+    let device = types.iter().position(in_device).unwrap();
+    let pages = (40 << 20) / PAGE;
+    let mut fixture = new(from);
+    fixture.open(1, RING, RING_OFFSET);
+    let create = Create {
+        memory: MemorySelector::Index(u32::try_from(device).unwrap()),
+        ..create(1, pages * PAGE, CreateFlags::empty())
+    };
+    assert_eq!(fixture.ask(1, create).status, Status::Ok);
+    // At the beginning, on both sides of a boundary of parts, and at the end; nothing in between.
+    let written = [0, (16 << 20) / PAGE - 1, (16 << 20) / PAGE, pages - 1];
+    for (page, value) in written.into_iter().zip(1..) {
+        fixture.apply(&Op::Fill(1, 1, page, 1, value));
+    }
+    let bytes = fixture.saved();
+    assert!(bytes.len() < 8 * 4096, "{} bytes", bytes.len());
+    let mut other = new(to);
+    other.restore(&bytes).unwrap();
+    other.sequence = fixture.sequence;
+    drop(fixture);
+    assert_eq!(other.create(1, 2, 1, DIRECT), Status::Ok);
+    other.blob(1, 1, 2, PAGE).unwrap();
+    other.guest.map_blob(1, 0).unwrap();
+    for (page, value) in written.into_iter().zip(1..).chain([(1, 0), (pages / 2, 0)]) {
+        let copy = Copy {
+            source: range(1, page * PAGE, PAGE),
+            destination_client_id: 2,
+            destination_offset: 0,
+        };
+        assert_eq!(other.ask(1, copy).status, Status::Ok);
+        assert!(other.all(0, 1, value << 32 | value), "page {page}");
+    }
+}
+
+fn vulkan() -> Arc<dyn Provider> {
+    let vulkan = VulkanProvider::new(&Options::default());
+    Arc::new(vulkan.expect("a Vulkan driver: mesa-vulkan-drivers, or cargo xtask setup"))
+}
+
+#[test]
+fn large_device_memory_goes_in_parts() {
+    let system: Arc<dyn Provider> = Arc::new(SystemProvider::new(None));
+    large_device_memory(&system, &system);
+}
+
+#[test]
+fn device_memory_of_vulkan_is_saved_and_restored() {
+    let vulkan = vulkan();
+    large_device_memory(&vulkan, &vulkan);
+}
+
+#[test]
+fn a_guest_of_system_memory_gets_a_gpu() {
+    let system: Arc<dyn Provider> = Arc::new(SystemProvider::new(None));
+    large_device_memory(&system, &vulkan());
 }
