@@ -27,6 +27,7 @@ mod work;
 
 pub use context::MAX_CONTEXTS;
 pub use error::Error;
+pub use guest::snapshot;
 pub use guest::{
     BlobSpec, Fence, Guest, MAX_GUEST_PIECES, MAX_PIECES, MAX_RESOURCES, MAX_TRANSFER_ROWS, Mapped,
     Transfer, Waker,

@@ -79,6 +79,12 @@ pub struct Serve {
     /// Socket where host processes of the same user look at what guests share, and hand in memory
     #[arg(long, value_name = "PATH")]
     pub export_socket: Option<PathBuf>,
+    /// Begin with the device of this snapshot (docs/snapshot.md): the first VMM that connects gets it
+    #[arg(long, value_name = "FILE", requires = "socket_path")]
+    pub restore: Option<PathBuf>,
+    /// Save the VM's device to this file on SIGUSR1. Pause the VM before
+    #[arg(long, value_name = "FILE", requires = "socket_path")]
+    pub save: Option<PathBuf>,
     /// Run Vulkan under VK_LAYER_KHRONOS_validation
     #[arg(long)]
     pub validation: bool,
@@ -149,5 +155,16 @@ mod tests {
         assert!(
             Cli::try_parse_from(["hostblobd", "--socket-path", "s", "--capset-id", "64"]).is_err()
         );
+    }
+
+    #[test]
+    fn snapshots_are_of_vms() {
+        for flag in ["--save", "--restore"] {
+            let local = ["hostblobd", "--local-socket", "s", flag, "f"];
+            let error = Cli::try_parse_from(local).unwrap_err().to_string();
+            assert!(error.contains("--socket-path <PATH>"), "{error}");
+            let both = [&local[..], &["--socket-path", "s"]].concat();
+            assert!(Cli::try_parse_from(both).is_ok());
+        }
     }
 }

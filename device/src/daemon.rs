@@ -2,19 +2,22 @@
 
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use hostblob_allocator::exports::{self, Exports};
 use hostblob_allocator::provider::{self, OpenError, Options};
 use hostblob_allocator::{Config, ConfigError, Host, Outside};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use parking_lot::Mutex;
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use thiserror::Error;
 
 use crate::cli::{Serve, TransportKind};
 use crate::export;
-use crate::gpu::{BlobMem, Gpu};
+use crate::gpu::{BlobMem, Gpu, RestoreError, Waker};
 use crate::shutdown::Shutdown;
+use crate::transport::snapshot::{self, Snapshots};
 use crate::transport::{self, SocketError, TransportError};
 
 /// Why the daemon does not run.
@@ -32,6 +35,14 @@ pub enum DaemonError {
     /// The transport failed.
     #[error(transparent)]
     Transport(#[from] TransportError),
+    /// The snapshot cannot be had, or not be served here.
+    #[error("{path}: {error}")]
+    Restore {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        error: RestoreError,
+    },
     /// No thread for a socket.
     #[error("no thread for {0}: {1}")]
     Thread(&'static str, std::io::Error),
@@ -44,8 +55,13 @@ pub enum DaemonError {
 pub fn run(flags: &Serve) -> Result<(), DaemonError> {
     let shutdown = Shutdown::new().map_err(|e| DaemonError::System("eventfd", e))?;
     end_on_signals(&shutdown).map_err(|e| DaemonError::System("signal handlers", e))?;
-    // Sockets are for their owner alone.
+    // Sockets and snapshots are for their owner alone.
     rustix::process::umask(rustix::fs::Mode::from_bits_truncate(0o077));
+    serve(flags, &shutdown)
+}
+
+/// Serves until `shutdown`.
+pub(crate) fn serve(flags: &Serve, shutdown: &Shutdown) -> Result<(), DaemonError> {
     let options = Options {
         device: flags.device.clone(),
         validation: flags.validation,
@@ -63,6 +79,16 @@ pub fn run(flags: &Serve) -> Result<(), DaemonError> {
     let outside = outside(flags, &exports);
     let host = Host::with_outside(opened.provider, config, outside)?;
 
+    // Before anybody else takes of the memory that it needs.
+    let snapshots = Arc::new(Snapshots::new());
+    let restored = match &flags.restore {
+        Some(path) => Some(restore(flags, path, &host, &snapshots)?),
+        None => None,
+    };
+    if let Some(path) = &flags.save {
+        save_on_signal(path.clone(), Arc::clone(&snapshots))
+            .map_err(|e| DaemonError::System("signal handlers", e))?;
+    }
     let local = serve_on(
         flags.local_socket.as_deref(),
         "the local socket",
@@ -77,10 +103,15 @@ pub fn run(flags: &Serve) -> Result<(), DaemonError> {
     )?;
     let served = match &flags.socket_path {
         None => {
-            wait_for(&shutdown);
+            wait_for(shutdown);
             Ok(())
         }
-        Some(path) => serve_vmm(flags, path, &host, &shutdown),
+        Some(path) => {
+            let new_gpu = first_restored(restored, |waker| {
+                Gpu::new(&host, flags.capset_id, BlobMem::all(), waker)
+            });
+            serve_vmm(flags, path, new_gpu, shutdown, &snapshots)
+        }
     };
     shutdown.request();
     for (thread, _file) in local.into_iter().chain(viewers) {
@@ -113,15 +144,88 @@ fn outside(flags: &Serve, exports: &Arc<Exports>) -> Outside {
 fn serve_vmm(
     flags: &Serve,
     path: &Path,
-    host: &Arc<Host>,
+    new_gpu: impl Fn(Waker) -> std::io::Result<Gpu>,
     shutdown: &Shutdown,
+    snapshots: &Snapshots,
 ) -> Result<(), DaemonError> {
     let (listener, _file) = bind(path)?;
-    let new_gpu = |waker| Gpu::new(host, flags.capset_id, BlobMem::all(), waker);
     match flags.transport {
-        TransportKind::VfioUser => transport::vfio_user::serve(&listener, new_gpu, shutdown)?,
-        TransportKind::VhostUser => transport::vhost_user::serve(&listener, new_gpu, shutdown)?,
+        TransportKind::VfioUser => {
+            transport::vfio_user::serve_saveable(&listener, new_gpu, shutdown, snapshots)?;
+        }
+        TransportKind::VhostUser => {
+            transport::vhost_user::serve_saveable(&listener, new_gpu, shutdown, snapshots)?;
+        }
     }
+    Ok(())
+}
+
+/// A device that was made before its connection, and the place of that one's waker.
+struct Restored {
+    gpu: Gpu,
+    waker: Arc<OnceLock<Waker>>,
+}
+
+fn restore(
+    flags: &Serve,
+    path: &Path,
+    host: &Arc<Host>,
+    snapshots: &Snapshots,
+) -> Result<Restored, DaemonError> {
+    let start = Instant::now();
+    let waker = Arc::<OnceLock<Waker>>::default();
+    let relay = Arc::clone(&waker);
+    let relay: Waker = Arc::new(move || {
+        if let Some(waker) = relay.get() {
+            waker();
+        }
+    });
+    let mut gpu = Gpu::new(host, flags.capset_id, BlobMem::all(), relay)
+        .map_err(|e| DaemonError::System("a device", e))?;
+    let held = snapshot::restore_file(&mut gpu, path).map_err(|error| DaemonError::Restore {
+        path: path.to_owned(),
+        error,
+    })?;
+    snapshots.set_held(held);
+    log::info!("restored from {} in {:?}", path.display(), start.elapsed());
+    Ok(Restored { gpu, waker })
+}
+
+/// The restored device for the first connection, and new ones for others.
+fn first_restored(
+    restored: Option<Restored>,
+    new: impl Fn(Waker) -> std::io::Result<Gpu>,
+) -> impl Fn(Waker) -> std::io::Result<Gpu> {
+    let restored = Mutex::new(restored);
+    move |waker| match restored.lock().take() {
+        Some(Restored { gpu, waker: place }) => {
+            let _ = place.set(Arc::clone(&waker));
+            // What has finished before woke nobody.
+            waker();
+            Ok(gpu)
+        }
+        None => new(waker),
+    }
+}
+
+/// Saves the VM's device to `path` on each SIGUSR1.
+fn save_on_signal(path: PathBuf, snapshots: Arc<Snapshots>) -> std::io::Result<()> {
+    let mut signals = signal_hook::iterator::Signals::new([SIGUSR1])?;
+    std::thread::Builder::new()
+        .name("hostblob-save".into())
+        .spawn(move || {
+            for _ in signals.forever() {
+                let start = Instant::now();
+                match snapshots.save_file(&path) {
+                    Ok(bytes) => log::info!(
+                        "saved {bytes} bytes to {} in {:?}",
+                        path.display(),
+                        start.elapsed()
+                    ),
+                    Err(error) => log::error!("nothing is saved to {}: {error}", path.display()),
+                }
+            }
+        })?;
     Ok(())
 }
 

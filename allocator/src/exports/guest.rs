@@ -131,6 +131,19 @@ impl GuestExports {
         })
     }
 
+    /// The buffers that are published, by their offset.
+    pub fn layouts(&self, id: ExportId) -> Vec<Layout> {
+        self.exports.with(|state, _| {
+            let blob = state.blobs.get(&id);
+            let buffers = blob.map(|blob| blob.buffers.values());
+            buffers
+                .into_iter()
+                .flatten()
+                .map(|buffer| buffer.layout)
+                .collect()
+        })
+    }
+
     /// The blob is gone. Who has it open keeps it open: see [`GuestExports::is_open`].
     pub fn remove(&self, id: ExportId) {
         self.exports.with(|state, calls| {

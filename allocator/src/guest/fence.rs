@@ -171,6 +171,11 @@ impl Guest {
         }
     }
 
+    /// How many things wait for host processes.
+    pub(super) fn waiting(&self) -> usize {
+        self.holds.live.len()
+    }
+
     /// Nobody waits any more.
     pub(super) fn drop_holds(&mut self) {
         self.holds.live.clear();

@@ -8,6 +8,7 @@
 //! | `sharing.rs` | names beyond one context |
 //! | `export.rs` | what host processes see |
 //! | `fence.rs`, `alarm.rs` | when something is over |
+//! | `snapshot.rs` | the guest as a stream of bytes |
 //! | `residence.rs` | where bytes live: placing, parking, attaching the GPU, letting go |
 //! | `../context/execute.rs` | the requests of our own protocol |
 
@@ -18,6 +19,7 @@ mod export;
 mod fence;
 mod residence;
 mod sharing;
+pub mod snapshot;
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd};

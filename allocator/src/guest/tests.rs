@@ -19,6 +19,7 @@ use crate::provider::{Provider, ProviderError};
 use crate::window::{PAGE, Span};
 
 mod exports;
+mod snapshot;
 
 const WINDOW: u64 = 2 << 20;
 const RING: u32 = 1000;

@@ -148,7 +148,7 @@ impl SharedFile {
     }
 
     /// The parts of `span` that have pages. A host that cannot tell says: all of it.
-    fn data(&self, span: Span) -> Vec<Span> {
+    pub(crate) fn data(&self, span: Span) -> Vec<Span> {
         let mut parts = Vec::new();
         let mut at = span.start();
         while at < span.end() {

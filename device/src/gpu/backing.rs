@@ -14,7 +14,7 @@ use zerocopy::FromBytes;
 use super::fault::Fault;
 
 /// Most entries of one command. They may continue each other; [`MAX_PIECES`] is what remains of them.
-const MAX_ENTRIES: usize = 16 * MAX_PIECES;
+pub(super) const MAX_ENTRIES: usize = 16 * MAX_PIECES;
 
 /// Guest memory, as files.
 pub trait GuestPages {
@@ -86,7 +86,7 @@ pub(super) fn pieces(entries: &[MemEntry], pages: &dyn GuestPages) -> Result<Vec
 
 /// The entries of the resources that have guest pages.
 #[derive(Debug, Default)]
-pub(super) struct Backings(HashMap<u32, Vec<MemEntry>>);
+pub(super) struct Backings(pub(super) HashMap<u32, Vec<MemEntry>>);
 
 impl Backings {
     pub(super) fn insert(&mut self, resource: u32, entries: Vec<MemEntry>) {

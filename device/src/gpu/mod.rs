@@ -6,6 +6,7 @@
 //! | `backing.rs` | the guest's own pages |
 //! | `fault.rs` | what is wrong, and which error code that is |
 //! | `response.rs` | responses as bytes |
+//! | `snapshot.rs` | the device as a stream of bytes |
 //!
 //! A fenced command is executed at once, and its response kept until the GPU work that it waits for is done.
 
@@ -13,6 +14,7 @@ mod backing;
 mod commands;
 mod fault;
 mod response;
+mod snapshot;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -29,6 +31,7 @@ pub use backing::{GuestPages, NoPages};
 pub use hostblob_allocator::Waker;
 pub use hostblob_capset::BlobMem;
 pub use response::Response;
+pub use snapshot::{RestoreError, SaveError};
 
 use crate::ratelimit::RateLimiter;
 use backing::Backings;

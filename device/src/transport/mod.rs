@@ -11,12 +11,13 @@
 
 pub(crate) mod accept;
 pub mod local;
+pub mod snapshot;
 pub mod vfio_user;
 pub mod vhost_user;
 mod wake;
 mod window;
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -25,7 +26,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use thiserror::Error;
 
-use crate::gpu::{Gpu, GuestPages};
+use crate::gpu::{Gpu, GuestPages, RestoreError, SaveError};
 use crate::virtqueue::CommandHandler;
 
 pub use wake::Wake;
@@ -74,6 +75,18 @@ pub trait Device: CommandHandler + Send + 'static {
     /// Whether the guest may still reach for the window without another command that needs it.
     fn window_in_use(&self) -> bool {
         true
+    }
+    /// Whether nothing of a guest is there, as after a reset.
+    fn is_new(&self) -> bool {
+        true
+    }
+    /// Writes its state. No command is under way, and no response waits in it.
+    fn save(&mut self, _sink: &mut dyn Write) -> Result<(), SaveError> {
+        Err(io::Error::from(io::ErrorKind::Unsupported).into())
+    }
+    /// Takes over a state that was saved. It is new, and if that fails it is so again.
+    fn restore(&mut self, _source: &mut dyn Read) -> Result<(), RestoreError> {
+        Err(RestoreError::Unsupported)
     }
 }
 
@@ -132,6 +145,18 @@ impl Device for Gpu {
 
     fn window_in_use(&self) -> bool {
         Gpu::window_in_use(self)
+    }
+
+    fn is_new(&self) -> bool {
+        Gpu::is_new(self)
+    }
+
+    fn save(&mut self, sink: &mut dyn Write) -> Result<(), SaveError> {
+        Gpu::save(self, sink)
+    }
+
+    fn restore(&mut self, source: &mut dyn Read) -> Result<(), RestoreError> {
+        Gpu::restore(self, source)
     }
 }
 

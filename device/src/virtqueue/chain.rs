@@ -74,6 +74,22 @@ pub(super) struct Space {
 const KEPT_SEGMENTS: usize = 8;
 
 impl Space {
+    /// Of these addresses and lengths. They are checked when they are written to.
+    pub(super) fn of(segments: &[(u64, u32)]) -> Self {
+        let segments = segments.iter();
+        Self {
+            segments: segments
+                .map(|&(at, length)| (GuestAddress(at), length))
+                .collect(),
+        }
+    }
+
+    /// Its addresses and lengths.
+    pub(super) fn segments(&self) -> Vec<(u64, u32)> {
+        let segments = self.segments.iter();
+        segments.map(|&(at, length)| (at.0, length)).collect()
+    }
+
     /// Forgets the chain.
     pub(super) fn clear(&mut self) {
         self.segments.clear();

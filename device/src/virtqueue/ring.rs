@@ -201,6 +201,20 @@ impl Ring {
             })
     }
 
+    /// Where the response to a chain goes that the device holds.
+    pub(crate) fn room_of(&self, head: u16) -> Option<Vec<(u64, u32)>> {
+        let slot = self.slots.get(usize::from(head)).filter(|slot| slot.held);
+        slot.map(|slot| slot.space.segments())
+    }
+
+    /// The device holds a chain that another one has taken.
+    pub(crate) fn hold(&mut self, head: u16, room: &[(u64, u32)]) {
+        if let Some(slot) = self.slots.get_mut(usize::from(head)) {
+            slot.held = true;
+            slot.space = Space::of(room);
+        }
+    }
+
     /// How many chains the device holds.
     pub fn held(&self) -> usize {
         self.slots.iter().filter(|slot| slot.held).count()

@@ -24,6 +24,17 @@ impl Exporter for WholeFile {
     }
 }
 
+/// A fixture with an export socket's side.
+pub(super) fn exporting(exports: Arc<Exports>) -> Fixture {
+    Fixture::with(|provider, config| {
+        let outside = Outside {
+            exports: Some(exports),
+            exporter: Some(Arc::new(WholeFile)),
+        };
+        Host::with_outside(provider, config, outside).unwrap()
+    })
+}
+
 const CLIENT: u64 = 7;
 const RESOURCE: u32 = 70;
 
@@ -37,13 +48,7 @@ impl Shown {
     fn new() -> Self {
         let exports = Exports::new();
         let viewer = exports.join(Arc::new(|| {})).unwrap();
-        let mut fixture = Fixture::with(|provider, config| {
-            let outside = Outside {
-                exports: Some(exports),
-                exporter: Some(Arc::new(WholeFile)),
-            };
-            Host::with_outside(provider, config, outside).unwrap()
-        });
+        let mut fixture = exporting(exports);
         fixture.open(1, RING, RING_OFFSET);
         Self { fixture, viewer }
     }

@@ -452,3 +452,81 @@ fn a_shareable_blob_has_one_uuid() {
     };
     assert_eq!(machine.ask(unknown), Status::UnknownUuid);
 }
+
+#[test]
+fn a_restored_device_finds_the_guests_pages_again() {
+    let mut machine = Machine::new();
+    machine.guest_blob(1, &[9, 3]);
+    assert_eq!(machine.name(1, 50), Status::Ok);
+    assert_eq!(machine.fill(50, PAGE, 4, 5), Status::Ok);
+    let body = guest_blob(2, blob_mem::HOST3D_GUEST, &[7]);
+    machine.ok(cmd::RESOURCE_CREATE_BLOB, 1, body.as_slice());
+    let mut saved = Vec::new();
+    machine.gpu.save(&mut saved).unwrap();
+
+    let mut other = Machine::new();
+    let in_use = other.gpu.restore(&mut &*saved);
+    assert!(matches!(in_use, Err(RestoreError::Guest(_))));
+    other.gpu.reset();
+    for at in (0..saved.len()).step_by(97) {
+        let mut flipped = saved.clone();
+        flipped[at] ^= 1 << (at % 8);
+        assert!(other.gpu.restore(&mut &*flipped).is_err());
+        assert!(other.gpu.restore(&mut &saved[..at]).is_err());
+        assert!(other.gpu.is_new());
+    }
+    other.gpu.restore(&mut &*saved).unwrap();
+    other.sequence = machine.sequence;
+    assert_eq!(other.fill(50, 0, 4, 6), Status::NoBacking);
+    // The VMM says where the guest's memory is, which holds what it held.
+    let size = usize::try_from(MEMORY).unwrap();
+    let mut bytes = vec![0; size];
+    machine.file.read_exact_at(&mut bytes, 0).unwrap();
+    other.file.write_all_at(&bytes, 0).unwrap();
+    let memory = other.memory.clone();
+    other.gpu.guest_pages_changed(&memory);
+    assert_eq!(other.fill(50, 0, 4, 6), Status::Ok);
+    assert_eq!((other.word(9), other.word(3)), (6, 5));
+    let back = TransferHost3d {
+        w: 4096.into(),
+        h: 1.into(),
+        d: 1.into(),
+        resource_id: 2.into(),
+        ..TransferHost3d::default()
+    };
+    other.ok(cmd::TRANSFER_FROM_HOST_3D, 1, &back);
+    let mut again = Vec::new();
+    other.gpu.save(&mut again).unwrap();
+    assert_eq!(again.len(), saved.len());
+}
+
+#[test]
+fn a_device_with_a_command_under_way_is_not_saved() {
+    let fake = Arc::new(FakeProvider::new());
+    let mut machine = Machine::with(Arc::clone(&fake) as Arc<dyn Provider>);
+    machine.guest_blob(1, &[1]);
+    assert_eq!(machine.name(1, 50), Status::Ok);
+    fake.hold();
+    machine.send(fill(50, 0, PAGE, 1));
+    assert!(
+        machine
+            .run(cmd::RESOURCE_DETACH_BACKING, 0, &only(1))
+            .is_none()
+    );
+    let refused = machine.gpu.save(&mut Vec::new());
+    assert!(matches!(refused, Err(SaveError::Busy(1))));
+    fake.release_all();
+    machine.late();
+    machine.gpu.save(&mut Vec::new()).unwrap();
+}
+
+#[test]
+fn a_snapshot_belongs_to_its_capset_id() {
+    let mut machine = Machine::new();
+    let mut saved = Vec::new();
+    machine.gpu.save(&mut saved).unwrap();
+    let host = Arc::clone(machine.gpu.guest().host());
+    let mut other = Gpu::new(&host, CAPSET_ID + 1, BlobMem::all(), Arc::new(|| {})).unwrap();
+    let error = other.restore(&mut &*saved).unwrap_err();
+    assert!(error.to_string().contains("--capset-id 48"), "{error}");
+}

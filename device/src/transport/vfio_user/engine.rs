@@ -14,29 +14,48 @@
 //! out, `device` to execute one. So a memory change waits for a copy, never for a command, let alone for the GPU. Memory that the VMM took
 //! away is not touched once its message is answered.
 //!
+//! # Snapshots
+//!
+//! A save takes no more commands and waits for those under way, then holds `device` for as long as it takes. The VM stands still
+//! meanwhile, so nobody else wants it. Whoever writes to the VMM itself gives up when the VMM goes on otherwise.
+//!
 //! # Reset
 //!
 //! Each start of the device is a *generation*. A reset empties the queues and raises the generation under `rings`, then resets the
 //! device under `device`. A command that was on its way meanwhile belongs to an old generation: it is dropped before it is executed (the
 //! generation is looked at under `device`), or its response is dropped (looked at under `rings`).
 
+use std::io::{Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
+use hostblob_allocator::GPU_TIMEOUT;
 use parking_lot::Mutex;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 
 use super::interrupts::{Interrupts, Source};
-use crate::gpu::{GuestPages, NoPages, Response};
+use crate::gpu::{GuestPages, NoPages, Response, RestoreError, SaveError};
+use crate::transport::snapshot::{self, Held, HeldResponse, Saves};
 use crate::transport::{Device, LateWindow, Wake};
-use crate::virtqueue::{Next, QUEUES, Ring};
+use crate::virtqueue::{Next, QUEUE_SIZE, QUEUES, Ring};
 
 /// Commands of one queue in a row before the other, finished GPU work and the end get their turn.
 const TURN: usize = 64;
 /// Responses after which the driver is interrupted although more commands are there. A guest that asks one thing after the other gets
 /// one interrupt for each, a burst one for this many.
 const RESPONSES_PER_INTERRUPT: usize = 16;
+
+/// How long a save waits for commands under way.
+const SETTLE_TIMEOUT: Duration = if cfg!(test) {
+    Duration::from_millis(200)
+} else {
+    GPU_TIMEOUT
+};
+
+/// Between two looks at what is under way.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
 
 /// How the driver and the queue thread reach each other.
 pub(in crate::transport) trait Signals: Send + Sync + 'static {
@@ -71,8 +90,36 @@ pub(in crate::transport) struct Engine<D, S = Interrupts> {
     /// A queue broke; the driver has not reset the device yet.
     needs_reset: AtomicBool,
     stopping: AtomicBool,
+    /// The device was restored with blobs that are mapped: the guest has to reach the window before it goes on.
+    window_wanted: AtomicBool,
     pub(in crate::transport) interrupts: S,
     wake: Arc<Wake>,
+}
+
+/// While it exists no command is taken.
+struct Pause<'a, D: Device, S: Signals>(&'a Engine<D, S>);
+
+impl<'a, D: Device, S: Signals> Pause<'a, D, S> {
+    fn new(engine: &'a Engine<D, S>) -> Self {
+        engine.rings.lock().paused += 1;
+        Self(engine)
+    }
+}
+
+impl<D: Device, S: Signals> Drop for Pause<'_, D, S> {
+    fn drop(&mut self) {
+        self.0.rings.lock().paused -= 1;
+        self.0.wake();
+    }
+}
+
+impl<D: Device, S: Signals> Saves for Engine<D, S> {
+    /// The device's lock is held for as long as it takes: the VMM has stopped the VM.
+    fn save(&self, sink: &mut dyn Write) -> Result<(), SaveError> {
+        let _pause = Pause::new(self);
+        self.settle()?.write(sink)?;
+        self.device.lock().save(sink)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -87,6 +134,31 @@ struct Rings {
     bus_master: bool,
     /// The device has not seen this memory yet.
     memory_changed: bool,
+    /// How many want that no command is taken.
+    paused: usize,
+}
+
+impl Rings {
+    /// What stopped queues hold, all with their responses.
+    fn held(&self) -> Held {
+        let queues = (0..).zip(&self.stopped).filter_map(|(index, slot)| {
+            let (queue, _) = slot.as_ref()?;
+            Some((index, queue.next_avail()))
+        });
+        let responses = self.parked.iter().filter_map(|(tag, response)| {
+            let (_, ring) = self.stopped.get(usize::from(tag.queue))?.as_ref()?;
+            Some(HeldResponse {
+                queue: tag.queue,
+                head: tag.head,
+                segments: ring.room_of(tag.head)?,
+                bytes: response.as_bytes().to_vec(),
+            })
+        });
+        Held {
+            queues: queues.collect(),
+            responses: responses.collect(),
+        }
+    }
 }
 
 /// A command's name while the device has it: generation, queue, head.
@@ -127,6 +199,7 @@ impl<D: Device, S: Signals> Engine<D, S> {
             generation: AtomicU32::new(0),
             needs_reset: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
+            window_wanted: AtomicBool::new(false),
             interrupts: signals,
             wake,
         }
@@ -208,6 +281,7 @@ impl<D: Device, S: Signals> Engine<D, S> {
             )
         };
         drop(stopped);
+        self.window_wanted.store(false, Ordering::SeqCst);
         self.device.lock().reset();
         self.needs_reset.store(false, Ordering::SeqCst);
         self.interrupts.reset();
@@ -230,6 +304,81 @@ impl<D: Device, S: Signals> Engine<D, S> {
         self.wake();
     }
 
+    /// What a restored device's queues hold. None runs yet.
+    pub(in crate::transport) fn install(&self, held: Held) -> Result<(), RestoreError> {
+        {
+            let mut rings = self.rings.lock();
+            let rings = &mut *rings;
+            if rings.queues.iter().any(Option::is_some) {
+                return Err(RestoreError::Running);
+            }
+            let generation = self.generation.load(Ordering::SeqCst);
+            for (index, next) in held.queues {
+                let Ok(mut queue) = Queue::new(QUEUE_SIZE) else {
+                    continue;
+                };
+                queue.set_next_avail(next);
+                if let Some(slot) = rings.stopped.get_mut(usize::from(index)) {
+                    *slot = Some((queue, Ring::new(index)));
+                }
+            }
+            for response in held.responses {
+                let slot = rings.stopped.get_mut(usize::from(response.queue));
+                if let Some(Some((_, ring))) = slot {
+                    ring.hold(response.head, &response.segments);
+                    let tag = Tag {
+                        generation,
+                        queue: response.queue,
+                        head: response.head,
+                    };
+                    let bytes = Response::from_bytes(response.bytes);
+                    rings.parked.push((tag, bytes));
+                }
+            }
+            // The device looks for the guest's pages, whether or not they are known by now.
+            rings.memory_changed = true;
+        }
+        let in_use = self.device.lock().window_in_use();
+        self.window_wanted.store(in_use, Ordering::SeqCst);
+        self.wake();
+        Ok(())
+    }
+
+    /// Replaces the device's state by one that was saved, while no queue runs. If that fails the device is as after a reset.
+    pub(in crate::transport) fn restore(&self, source: &mut dyn Read) -> Result<(), RestoreError> {
+        if self.rings.lock().queues.iter().any(Option::is_some) {
+            return Err(RestoreError::Running);
+        }
+        self.reset();
+        let held = snapshot::restore(&mut *self.device.lock(), source)?;
+        self.install(held).inspect_err(|_| self.reset())
+    }
+
+    /// Waits until every command that was taken has its response, and says what stopped queues still hold. None is taken meanwhile.
+    fn settle(&self) -> Result<Held, SaveError> {
+        let deadline = Instant::now() + SETTLE_TIMEOUT;
+        loop {
+            let under_way = {
+                let rings = self.rings.lock();
+                let held =
+                    |slot: &Option<(Queue, Ring)>| slot.as_ref().map_or(0, |(_, ring)| ring.held());
+                let all: usize = rings.queues.iter().chain(&rings.stopped).map(held).sum();
+                match all.saturating_sub(rings.parked.len()) {
+                    0 => return Ok(rings.held()),
+                    under_way => under_way,
+                }
+            };
+            if self.stopping() {
+                return Err(SaveError::Ending);
+            }
+            if Instant::now() > deadline {
+                return Err(SaveError::Busy(under_way));
+            }
+            self.wake();
+            std::thread::sleep(BETWEEN_LOOKS);
+        }
+    }
+
     /// Whether the driver has to reset the device.
     pub(super) fn needs_reset(&self) -> bool {
         self.needs_reset.load(Ordering::SeqCst)
@@ -246,7 +395,8 @@ impl<D: Device, S: Signals> Engine<D, S> {
         self.wake();
     }
 
-    fn stopping(&self) -> bool {
+    /// Whether it is to end.
+    pub(in crate::transport) fn stopping(&self) -> bool {
         self.stopping.load(Ordering::SeqCst)
     }
 
@@ -271,12 +421,36 @@ impl<D: Device, S: Signals> Engine<D, S> {
         window: &mut LateWindow<'_>,
     ) -> bool {
         let mut more = false;
+        self.reach_window(window);
         self.tell_of_memory();
         for queue in (0..).take(QUEUES) {
             more |= self.serve(queue, command, window);
         }
         self.give_back_completed();
         more
+    }
+
+    /// Maps the window for blobs that were restored, once a queue runs: VMMs take no request before.
+    fn reach_window(&self, window: &mut LateWindow<'_>) {
+        if !self.window_wanted.load(Ordering::SeqCst) {
+            return;
+        }
+        let (runs, generation) = {
+            let rings = self.rings.lock();
+            let runs = rings.bus_master && rings.queues.iter().any(Option::is_some);
+            (runs, self.generation.load(Ordering::SeqCst))
+        };
+        if !runs || !self.window_wanted.swap(false, Ordering::SeqCst) {
+            return;
+        }
+        if let Some(mapped) = window.map(generation) {
+            if !mapped {
+                log::error!(
+                    "the restored guest does not reach its blobs: the window is not mapped"
+                );
+            }
+            self.device.lock().set_window_mapped(mapped);
+        }
     }
 
     /// The device looks again where the guest's pages are. A blob of pages that the VMM took away meanwhile still has them mapped: they
@@ -328,9 +502,11 @@ impl<D: Device, S: Signals> Engine<D, S> {
             memory,
             queues,
             bus_master,
+            paused,
             ..
         } = &mut *rings;
-        let slot = queues.get_mut(usize::from(index)).filter(|_| *bus_master)?;
+        let may_take = *bus_master && *paused == 0;
+        let slot = queues.get_mut(usize::from(index)).filter(|_| may_take)?;
         let (queue, ring) = slot.as_mut()?;
         let generation = self.generation.load(Ordering::SeqCst);
         match ring.next(queue, memory, command) {

@@ -1,11 +1,12 @@
 //! A device for the tests: echoes commands, at once or when told.
 
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::gpu::{GuestPages, Response, Waker};
+use crate::gpu::{GuestPages, Response, RestoreError, SaveError, Waker};
 use crate::transport::Device;
 use crate::virtqueue::CommandHandler;
 
@@ -124,5 +125,15 @@ impl Device for FakeDevice {
 
     fn window_size(&self) -> u64 {
         WINDOW
+    }
+
+    fn save(&mut self, sink: &mut dyn Write) -> Result<(), SaveError> {
+        Ok(sink.write_all(b"fake")?)
+    }
+
+    fn restore(&mut self, source: &mut dyn Read) -> Result<(), RestoreError> {
+        let mut bytes = [0; 4];
+        let read = source.read_exact(&mut bytes);
+        read.map_err(|_| RestoreError::Unsupported)
     }
 }

@@ -38,6 +38,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags};
 
+use super::snapshot::Snapshots;
 use super::{Device, TransportError, Wake};
 use crate::gpu::Waker;
 use crate::shutdown::Shutdown;
@@ -53,12 +54,21 @@ pub fn serve<D: Device, E: Display>(
     new_device: impl Fn(Waker) -> Result<D, E>,
     shutdown: &Shutdown,
 ) -> Result<(), TransportError> {
+    serve_saveable(listener, new_device, shutdown, &Snapshots::new())
+}
+
+/// As [`serve`], with devices that can be saved.
+pub fn serve_saveable<D: Device, E: Display>(
+    listener: &UnixListener,
+    new_device: impl Fn(Waker) -> Result<D, E>,
+    shutdown: &Shutdown,
+    snapshots: &Snapshots,
+) -> Result<(), TransportError> {
     while wait_for_connection(listener, shutdown)? {
         let wake = Wake::new().map_err(|error| TransportError::System("eventfd", error));
         let served = wake.and_then(|wake| match new_device(wake.waker()) {
-            Ok(device) => {
-                session::run(listener, device, Arc::clone(&wake), shutdown).map(|()| true)
-            }
+            Ok(device) => session::run(listener, device, Arc::clone(&wake), shutdown, snapshots)
+                .map(|()| true),
             Err(error) => {
                 log::error!("no device for the VMM that connects: {error}");
                 Ok(false)

@@ -19,6 +19,7 @@ use super::backend::Backend;
 use super::engine::Engine;
 use super::layout;
 use crate::shutdown::Shutdown;
+use crate::transport::snapshot::{Saves, Snapshots};
 use crate::transport::{Device, TransportError, Wake};
 
 /// Between two signals to a thread that is to end.
@@ -33,6 +34,7 @@ pub(super) fn run<D: Device>(
     device: D,
     wake: Arc<Wake>,
     shutdown: &Shutdown,
+    snapshots: &Snapshots,
 ) -> Result<(), TransportError> {
     let system = |what| move |error| TransportError::System(what, error);
     prepare_signal().map_err(system("signal handler"))?;
@@ -51,6 +53,12 @@ pub(super) fn run<D: Device>(
     );
     let engine = Arc::new(Engine::new(device, wake));
     let mut backend = Backend::new(Arc::clone(&engine), window);
+    if let Some(held) = snapshots.take_held()
+        && let Err(error) = engine.install(held)
+    {
+        log::error!("what the restored queues held is lost: {error}");
+    }
+    let _registered = snapshots.register(Arc::clone(&engine) as Arc<dyn Saves>);
     let ended = Ended::new().map_err(system("eventfd"))?;
 
     let queues = ended.spawn("hostblob-queues", {

@@ -18,6 +18,7 @@ use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 
 use super::fake::{Control, FakeDevice, WINDOW, answer};
 use super::*;
+use crate::gpu::SaveError;
 use crate::transport::listen;
 use crate::virtqueue::{F_EVENT_IDX, F_VERSION_1};
 
@@ -36,6 +37,7 @@ struct Daemon {
     thread: Option<JoinHandle<()>>,
     /// Of each device that was made.
     controls: Arc<Mutex<Vec<Control>>>,
+    snapshots: Arc<Snapshots>,
 }
 
 impl Daemon {
@@ -44,15 +46,17 @@ impl Daemon {
         let listener = listen(&path).unwrap();
         let shutdown = Shutdown::new().unwrap();
         let controls = Arc::<Mutex<Vec<Control>>>::default();
+        let snapshots = Arc::new(Snapshots::new());
         let thread = std::thread::spawn({
             let (shutdown, controls) = (shutdown.clone(), Arc::clone(&controls));
+            let snapshots = Arc::clone(&snapshots);
             move || {
                 let new_device = |waker| {
                     let (device, control) = FakeDevice::new(waker);
                     controls.lock().push(control);
                     Ok::<_, std::io::Error>(device)
                 };
-                serve(&listener, new_device, &shutdown).unwrap();
+                serve_saveable(&listener, new_device, &shutdown, &snapshots).unwrap();
             }
         });
         Self {
@@ -60,6 +64,7 @@ impl Daemon {
             shutdown,
             thread: Some(thread),
             controls,
+            snapshots,
         }
     }
 
@@ -334,6 +339,50 @@ fn kept_commands_are_answered_when_they_complete() {
     assert_eq!(driver.used(0), [(4, vec![4, b'k'])]);
     control.complete(0);
     assert_eq!(driver.used(0), [(0, vec![0, b'k'])]);
+}
+
+#[test]
+fn a_running_device_is_saved_between_commands() {
+    let daemon = Daemon::start("save");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("state");
+    let none = daemon.snapshots.save_file(&file);
+    assert!(matches!(none, Err(SaveError::NoDevice)));
+    let mut driver = daemon.connect();
+    driver.start();
+    driver.round_trip(0, b"before");
+    daemon.snapshots.save_file(&file).unwrap();
+    let (mut other, _) = FakeDevice::new(Arc::new(|| {}));
+    let held = crate::transport::snapshot::restore_file(&mut other, &file).unwrap();
+    assert_eq!(held, crate::transport::snapshot::Held::default());
+    std::fs::remove_file(&file).unwrap();
+
+    driver.offer(0, 2, b"kept");
+    driver.notify(0);
+    let control = driver.control.clone();
+    wait_until("a kept command", || control.kept() == 1);
+    let busy = daemon.snapshots.save_file(&file);
+    assert!(matches!(busy, Err(SaveError::Busy(1))));
+    assert_eq!(
+        folder.path().read_dir().unwrap().count(),
+        0,
+        "nothing is left"
+    );
+    std::thread::scope(|scope| {
+        let saved = scope.spawn(|| daemon.snapshots.save_file(&file));
+        std::thread::sleep(Duration::from_millis(20));
+        // Taken when the save is over.
+        driver.offer(0, 4, b"after");
+        driver.notify(0);
+        control.complete(0);
+        saved.join().unwrap().unwrap();
+    });
+    let mut used = driver.used(0);
+    wait_until("both responses", || {
+        used.extend(driver.used_now(0));
+        used.len() == 2
+    });
+    assert_eq!(used, [(2, answer(b"kept")), (4, answer(b"after"))]);
 }
 
 #[test]

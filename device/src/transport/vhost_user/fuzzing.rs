@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use super::session;
 use crate::gpu::Waker;
 use crate::shutdown::Shutdown;
+use crate::transport::snapshot::Snapshots;
 use crate::transport::{Device, Wake};
 
 /// Serves one connection, until its other end closes.
@@ -16,5 +17,6 @@ pub fn serve_connection<D: Device>(stream: UnixStream, new_device: impl FnOnce(W
     let wake = Wake::new().expect("eventfd");
     let device = new_device(wake.waker());
     let shutdown = Shutdown::new().expect("eventfd");
-    session::run(stream, device, wake, &shutdown).expect("threads and descriptors");
+    session::run(stream, device, wake, &shutdown, &Snapshots::new())
+        .expect("threads and descriptors");
 }

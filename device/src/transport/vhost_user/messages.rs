@@ -25,6 +25,7 @@ use super::channel::{Channel, WINDOW_REGION};
 use super::memory::MemoryTable;
 use super::registers::{Parts, Registers};
 use super::signals::Signals;
+use super::state::Transfer;
 use crate::transport::Device;
 use crate::transport::vfio_user::dma::MAX_RANGES;
 use crate::transport::vfio_user::engine::Engine;
@@ -44,6 +45,7 @@ pub(super) const PROTOCOL_FEATURES: Features = Features::CONFIG
     .union(Features::REPLY_ACK)
     .union(Features::SHMEM)
     .union(Features::CONFIGURE_MEM_SLOTS)
+    .union(Features::DEVICE_STATE)
     .union(Features::RESET_DEVICE);
 
 /// What mapping the window needs of a VMM.
@@ -68,8 +70,10 @@ pub(super) struct Backend<D> {
     protocol: Features,
     config: Vec<u8>,
     window_size: u64,
-    /// A queue has run since the last reset.
+    /// A queue has run since the last reset, or the device was restored.
     used: bool,
+    /// Of the device's state, until the VMM has asked how it went.
+    transfer: Option<Transfer>,
 }
 
 fn refused(error: impl std::fmt::Display) -> Error {
@@ -78,12 +82,13 @@ fn refused(error: impl std::fmt::Display) -> Error {
 
 impl<D: Device> Backend<D> {
     pub(super) fn new(engine: Arc<Engine<D, Signals>>, channel: Arc<Channel>) -> Self {
-        let (features, config, window_size, can_export) = engine.with_device(|device| {
+        let (features, config, window_size, can_export, is_new) = engine.with_device(|device| {
             (
                 device.features(),
                 device.config().to_vec(),
                 device.window_size(),
                 device.can_export(),
+                device.is_new(),
             )
         });
         let mut offered_protocol = PROTOCOL_FEATURES;
@@ -100,7 +105,8 @@ impl<D: Device> Backend<D> {
             protocol: Features::empty(),
             config,
             window_size,
-            used: false,
+            used: !is_new,
+            transfer: None,
         }
     }
 
@@ -154,6 +160,7 @@ impl<D: Device> Backend<D> {
         if registers.running || !registers.complete() {
             return Ok(());
         }
+        self.give_up_transfer();
         let memory = self.memory.memory();
         let (small, registers) = self.queue(index)?;
         let queue = registers.queue(&memory, event_idx);
@@ -174,14 +181,23 @@ impl<D: Device> Backend<D> {
     /// stopped goes on where its queue was. (One that is stopped after exactly 65536 commands, or a multiple, is taken for a new one.)
     fn start_anew(&mut self) -> Result<()> {
         log::debug!("the driver starts anew: the device is reset");
+        self.give_up_transfer();
         self.all(Self::pause)?;
         self.used = false;
         self.engine.reset();
         self.all(Self::resume)
     }
 
+    /// Before the device is used otherwise: it waits for a transfer, and that may wait for the VMM.
+    fn give_up_transfer(&self) {
+        if let Some(transfer) = &self.transfer {
+            transfer.give_up();
+        }
+    }
+
     /// Nothing of the guest is left.
     fn reset(&mut self) {
+        self.give_up_transfer();
         self.queues = Default::default();
         self.used = false;
         self.tell_channel();
@@ -191,6 +207,14 @@ impl<D: Device> Backend<D> {
     fn memory_changed(&self) {
         self.engine.set_memory(self.memory.memory());
         self.channel.memory_changed();
+    }
+}
+
+impl<D> Drop for Backend<D> {
+    fn drop(&mut self) {
+        if let Some(transfer) = &self.transfer {
+            transfer.give_up();
+        }
     }
 }
 
@@ -438,17 +462,37 @@ impl<D: Device> VhostUserBackendReqHandlerMut for Backend<D> {
         Ok(())
     }
 
+    /// The VMM's own descriptor is used: none is offered in its place.
     fn set_device_state_fd(
         &mut self,
-        _: VhostTransferStateDirection,
-        _: VhostTransferStatePhase,
-        _: File,
+        direction: VhostTransferStateDirection,
+        _only_stopped: VhostTransferStatePhase,
+        file: File,
     ) -> Result<Option<File>> {
-        Err(Error::InvalidOperation("DEVICE_STATE is not offered"))
+        let why = if !self.protocol.contains(Features::DEVICE_STATE) {
+            Some("DEVICE_STATE was not agreed on")
+        } else if self.queues.iter().any(|queue| queue.running) {
+            Some("the queues run")
+        } else if self.transfer.as_ref().is_some_and(|it| !it.is_finished()) {
+            Some("another transfer is under way")
+        } else {
+            None
+        };
+        if let Some(why) = why {
+            log::warn!("the VMM asks for the device's state: {why}");
+            return Err(refused(why));
+        }
+        let engine = Arc::clone(&self.engine);
+        self.transfer = Some(Transfer::begin(engine, direction, file).map_err(refused)?);
+        // What was restored belongs to a queue that does not begin anew.
+        self.used |= direction == VhostTransferStateDirection::LOAD;
+        Ok(None)
     }
 
     fn check_device_state(&mut self) -> Result<()> {
-        Err(Error::InvalidOperation("DEVICE_STATE is not offered"))
+        let transfer = self.transfer.take();
+        let transfer = transfer.ok_or_else(|| refused("no transfer was begun"))?;
+        transfer.check(|| self.engine.stopping()).map_err(refused)
     }
 
     fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {

@@ -7,6 +7,7 @@
 //! | `registers.rs` | what the VMM said about each queue |
 //! | `memory.rs` | guest memory, and the VMM's addresses for it |
 //! | `signals.rs` | kicks and calls |
+//! | `state.rs` | the device's state, to and from the VMM |
 //! | `channel.rs` | our messages to the VMM: mapping the window |
 //!
 //! The queues run on the engine of vfio-user (`super::vfio_user::engine`): one thread that owns them, and one for messages. Here
@@ -32,10 +33,12 @@ mod messages;
 mod registers;
 mod session;
 mod signals;
+mod state;
 
 use std::fmt::Display;
 use std::os::unix::net::UnixListener;
 
+use super::snapshot::Snapshots;
 use super::vfio_user::{PAUSE, wait_for_connection};
 use super::{Device, TransportError, Wake};
 use crate::gpu::Waker;
@@ -49,6 +52,16 @@ pub fn serve<D: Device, E: Display>(
     new_device: impl Fn(Waker) -> Result<D, E>,
     shutdown: &Shutdown,
 ) -> Result<(), TransportError> {
+    serve_saveable(listener, new_device, shutdown, &Snapshots::new())
+}
+
+/// As [`serve`], with devices that can be saved.
+pub fn serve_saveable<D: Device, E: Display>(
+    listener: &UnixListener,
+    new_device: impl Fn(Waker) -> Result<D, E>,
+    shutdown: &Shutdown,
+    snapshots: &Snapshots,
+) -> Result<(), TransportError> {
     while wait_for_connection(listener, shutdown)? {
         let stream = match listener.accept() {
             Ok((stream, _)) => stream,
@@ -61,7 +74,7 @@ pub fn serve<D: Device, E: Display>(
         log::info!("a VMM connected");
         let wake = Wake::new().map_err(|error| TransportError::System("eventfd", error));
         let served = wake.and_then(|wake| match new_device(wake.waker()) {
-            Ok(device) => session::run(stream, device, wake, shutdown),
+            Ok(device) => session::run(stream, device, wake, shutdown, snapshots),
             Err(error) => {
                 log::error!("no device for the VMM that connects: {error}");
                 std::thread::sleep(PAUSE);

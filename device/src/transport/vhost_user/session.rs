@@ -19,6 +19,7 @@ use super::channel::{Channel, Mapper};
 use super::messages::Backend;
 use super::signals::Signals;
 use crate::shutdown::Shutdown;
+use crate::transport::snapshot::{Saves, Snapshots};
 use crate::transport::vfio_user::engine::Engine;
 use crate::transport::vfio_user::session::Ended;
 use crate::transport::{Device, LateWindow, TransportError, Wake};
@@ -29,6 +30,7 @@ pub(super) fn run<D: Device>(
     device: D,
     wake: Arc<Wake>,
     shutdown: &Shutdown,
+    snapshots: &Snapshots,
 ) -> Result<(), TransportError> {
     let system = |what| move |error| TransportError::System(what, error);
     let window = device.window_fd().try_clone_to_owned();
@@ -44,6 +46,12 @@ pub(super) fn run<D: Device>(
     ));
     engine.set_bus_master(true);
     let backend = Backend::new(Arc::clone(&engine), Arc::clone(&channel));
+    if let Some(held) = snapshots.take_held()
+        && let Err(error) = engine.install(held)
+    {
+        log::error!("what the restored queues held is lost: {error}");
+    }
+    let _registered = snapshots.register(Arc::clone(&engine) as Arc<dyn Saves>);
     let ended = Ended::new().map_err(system("eventfd"))?;
 
     let queues = ended.spawn("hostblob-queues", {

@@ -8,4 +8,5 @@
 mod exchanges;
 mod hostile;
 mod objects;
+mod state;
 mod vmm;

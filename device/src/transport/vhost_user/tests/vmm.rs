@@ -297,6 +297,18 @@ impl Vmm {
         }
     }
 
+    /// The VM of another VMM, with its memory and its driver.
+    pub(super) fn take_over(&mut self, other: &Self) {
+        let mut bytes = vec![0; MEMORY as usize];
+        let all = GuestAddress(0);
+        other.memory.read_slice(&mut bytes, all).unwrap();
+        self.memory.write_slice(&bytes, all).unwrap();
+        for (queue, from) in self.queues.iter_mut().zip(&other.queues) {
+            (queue.avail, queue.seen) = (from.avail, from.seen);
+        }
+        self.features = other.features;
+    }
+
     fn load(&self, address: u64) -> u16 {
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
         self.memory.read_obj(GuestAddress(address)).unwrap()

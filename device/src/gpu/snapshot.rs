@@ -1,0 +1,179 @@
+//! The device as a stream of bytes: the guest's, and where its own pages are.
+//!
+//! The pages of a blob are in the guest's memory, which the VMM saves. What is saved here are their guest-physical addresses, as the guest
+//! gave them: they are looked up again when the restored device is told where the guest's memory is.
+
+use std::io::{self, Read, Write};
+
+use hostblob_allocator::snapshot::stream::{Fields, FormatError, Payload, Reader, Writer};
+use hostblob_allocator::snapshot::{
+    RestoreError as GuestRestoreError, SaveError as GuestSaveError,
+};
+use hostblob_protocol::virtio_gpu::MemEntry;
+use thiserror::Error;
+
+use super::Gpu;
+use super::backing::MAX_ENTRIES;
+
+/// What a device's stream begins with.
+const MAGIC: [u8; 8] = *b"HBLBVGPU";
+
+const DEVICE: u32 = 1;
+const PAGES: u32 = 2;
+
+/// Entries in one section.
+const BATCH: usize = 65536;
+
+/// Most entries of all resources: bounds what is kept of a snapshot. As many pages are 64 GiB.
+const MAX_ALL_ENTRIES: usize = 1 << 24;
+
+/// Why a device cannot be saved now. It is as before.
+#[derive(Debug, Error)]
+pub enum SaveError {
+    /// The sink fails.
+    #[error("it cannot be written: {0}")]
+    Io(#[from] io::Error),
+    /// The guest behind it cannot be saved.
+    #[error(transparent)]
+    Guest(#[from] GuestSaveError),
+    /// Commands whose responses wait for GPU work, or for host processes.
+    #[error("{0} commands are under way")]
+    Busy(usize),
+    /// The guest has given more addresses than a snapshot holds.
+    #[error(
+        "the guest's blobs are in {0} pieces of its memory, at most {MAX_ALL_ENTRIES} can be saved"
+    )]
+    TooManyEntries(usize),
+    /// The transport's connection is ending, or goes on otherwise.
+    #[error("the connection is ending")]
+    Ending,
+    /// There is no device.
+    #[error("no VMM is connected")]
+    NoDevice,
+}
+
+/// Why a device was not restored. It is as new.
+#[derive(Debug, Error)]
+pub enum RestoreError {
+    /// The bytes are not a snapshot that can be read here.
+    #[error("no snapshot that can be read: {0}")]
+    Format(#[from] FormatError),
+    /// The guest behind it cannot be restored.
+    #[error(transparent)]
+    Guest(#[from] GuestRestoreError),
+    /// Contexts of the guest have the id.
+    #[error("the capset's id was {saved} and is {here}: start with --capset-id {saved}")]
+    CapsetId {
+        /// In the snapshot.
+        saved: u32,
+        /// Of this device.
+        here: u32,
+    },
+    /// Commands may come.
+    #[error("the queues run")]
+    Running,
+    /// This device cannot.
+    #[error("it has nothing to restore")]
+    Unsupported,
+}
+
+fn inconsistent(reason: &'static str) -> RestoreError {
+    GuestRestoreError::Inconsistent(reason).into()
+}
+
+impl Gpu {
+    /// Writes the device to `sink`. No command may be under way; responses that are ready must have been taken.
+    pub fn save(&mut self, sink: &mut dyn Write) -> Result<(), SaveError> {
+        if !self.kept.is_empty() {
+            return Err(SaveError::Busy(self.kept.len()));
+        }
+        let entries = self.backings.0.values().map(Vec::len).sum();
+        if entries > MAX_ALL_ENTRIES {
+            return Err(SaveError::TooManyEntries(entries));
+        }
+        let mut writer = Writer::new(sink, MAGIC)?;
+        let device = Payload::new().put(self.capset_id.to_le_bytes());
+        writer.section(DEVICE, device.bytes())?;
+        let mut resources: Vec<_> = self.backings.0.iter().collect();
+        resources.sort_unstable_by_key(|(resource, _)| **resource);
+        for (resource, entries) in resources {
+            for entries in entries.chunks(BATCH) {
+                let mut pages = Payload::new().put(resource.to_le_bytes());
+                for entry in entries {
+                    pages.push(entry.addr.get().to_le_bytes());
+                    pages.push(entry.length.get().to_le_bytes());
+                }
+                writer.section(PAGES, pages.bytes())?;
+            }
+        }
+        writer.finish()?;
+        self.guest.save(sink)?;
+        Ok(())
+    }
+
+    /// Makes the device what [`Gpu::save`] wrote. It must be new. Blobs in the guest's own pages have them again after the next
+    /// [`Gpu::guest_pages_changed`].
+    pub fn restore(&mut self, source: &mut dyn Read) -> Result<(), RestoreError> {
+        if !self.is_new() {
+            return Err(GuestRestoreError::InUse.into());
+        }
+        let restored = self.restore_from(source);
+        if restored.is_err() {
+            self.reset();
+        }
+        restored
+    }
+
+    fn restore_from(&mut self, source: &mut dyn Read) -> Result<(), RestoreError> {
+        let mut reader = Reader::new(source, MAGIC)?;
+        let mut known = false;
+        let mut all = 0_usize;
+        while let Some((kind, payload)) = reader.next_section()? {
+            match kind {
+                DEVICE if !known => {
+                    let mut fields = Fields::new("device", payload);
+                    let saved = fields.u32()?;
+                    fields.end()?;
+                    let here = self.capset_id;
+                    if saved != here {
+                        return Err(RestoreError::CapsetId { saved, here });
+                    }
+                    known = true;
+                }
+                PAGES if known => {
+                    let mut fields = Fields::new("pages", payload);
+                    let resource = fields.u32()?;
+                    let entries = self.backings.0.entry(resource).or_default();
+                    while !fields.is_empty() {
+                        entries.push(MemEntry {
+                            addr: fields.u64()?.into(),
+                            length: fields.u32()?.into(),
+                            padding: 0.into(),
+                        });
+                        all += 1;
+                    }
+                    if entries.len() > MAX_ENTRIES || all > MAX_ALL_ENTRIES {
+                        return Err(inconsistent(
+                            "more pieces of guest memory than a guest can name",
+                        ));
+                    }
+                }
+                _ => return Err(reader.unexpected(kind).into()),
+            }
+        }
+        if !known {
+            return Err(inconsistent("there is no device in it"));
+        }
+        self.guest.restore(source)?;
+        let mut resources = self.backings.0.keys();
+        if !resources.all(|resource| self.guest.has_resource(*resource)) {
+            return Err(inconsistent("pages of a resource that is not there"));
+        }
+        Ok(())
+    }
+
+    /// Whether nothing of a guest is there, as after a reset.
+    pub fn is_new(&self) -> bool {
+        self.guest.is_new() && self.kept.is_empty()
+    }
+}
