@@ -1,6 +1,6 @@
 //! Guests that are reset, rebooted and killed: the daemon goes on, the next guest finds a working device and zeros.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hostblob_tests::scenario::WINDOW;
 use xtask::daemon::Daemon;
@@ -31,6 +31,7 @@ over_transport! { vfio_user VfioUser:
     guest_kernel_panics_with_memory_held,
     machine_is_reset_with_memory_held,
     machine_stops_and_goes_on,
+    machine_is_saved_while_it_stands,
     qemu_is_killed_and_started_again,
     daemon_ends_under_a_running_guest,
 }
@@ -41,6 +42,7 @@ over_transport! { vhost_user VhostUser:
     guest_reboots_in_order,
     machine_is_reset_with_memory_held_and_qemu_may_end,
     machine_stops_and_goes_on,
+    machine_is_saved_while_it_stands,
     qemu_is_killed_and_started_again,
     daemon_ends_under_a_running_guest,
 }
@@ -170,6 +172,46 @@ fn machine_stops_and_goes_on(transport: Transport) {
     let output = vm.wait().expect("the guest runs");
     fixture::succeeded(&output);
     assert!(output.stdout.contains("live at once"), "{}", output.stdout);
+    fixture::finish(daemon);
+}
+
+/// What a guest holds is saved while its machine stands; another daemon takes it in, and the guest goes on with the first.
+fn machine_is_saved_while_it_stands(transport: Transport) {
+    let _slot = fixture::slot();
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("state");
+    let with = |flag: &str| {
+        fixture::daemon(Provider::Vulkan, WINDOW)
+            .transport(transport)
+            .args([flag.as_ref(), file.as_os_str()])
+            .start()
+            .expect("hostblobd starts")
+    };
+    let daemon = with("--save");
+    let mut vm = start(&daemon, "wait", 2);
+    vm.wait_for("held in boot 1\n", 1).expect("memory is held");
+    let mut qmp = vm.qmp().expect("QEMU's monitor answers");
+    qmp.stop().expect("QEMU stops");
+    let pid = i32::try_from(daemon.pid())
+        .ok()
+        .and_then(rustix::process::Pid::from_raw);
+    rustix::process::kill_process(pid.expect("a pid"), rustix::process::Signal::USR1)
+        .expect("a signal");
+    let deadline = Instant::now() + BOOT_TIMEOUT;
+    while !file.exists() {
+        assert!(Instant::now() < deadline, "no state: {}", daemon.log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let size = file.metadata().expect("a file").len();
+    assert!(
+        size > 64 << 20,
+        "{size} bytes, of two contexts with 38 MiB each"
+    );
+    let other = with("--restore");
+    assert!(other.log().contains("restored from"), "{}", other.log());
+    fixture::finish(other);
+    qmp.cont().expect("QEMU goes on");
+    vm.kill().expect("QEMU is killed");
     fixture::finish(daemon);
 }
 
