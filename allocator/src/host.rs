@@ -153,7 +153,17 @@ impl Host {
 
     /// A new guest with a window of its own. `waker` is called, from any thread, when work of the guest has finished.
     pub fn guest(self: &Arc<Self>, waker: Waker) -> std::io::Result<Guest> {
-        Guest::new(Arc::clone(self), waker)
+        self.guest_in(WindowMode::Premapped, waker)
+    }
+
+    /// A new guest of a VMM that maps the window as a whole, or each blob by itself ([`Guest::mapping`]). What host processes hand in
+    /// can be mapped in the latter alone.
+    pub fn guest_in(
+        self: &Arc<Self>,
+        window_mode: WindowMode,
+        waker: Waker,
+    ) -> std::io::Result<Guest> {
+        Guest::new(Arc::clone(self), window_mode, waker)
     }
 }
 

@@ -26,11 +26,12 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
 pub use backing::{MAX_GUEST_PIECES, MAX_PIECES, MAX_TRANSFER_ROWS, Transfer};
-pub use blobs::{BlobSpec, MAX_RESOURCES, Mapped};
+pub use blobs::{BlobSpec, MAX_RESOURCES, Mapped, Mapping};
 pub(crate) use export::Exporter;
 pub use fence::Fence;
 pub(crate) use fence::HoldId;
 
+use hostblob_capset::WindowMode;
 use uuid::Uuid;
 
 use alarm::Alarm;
@@ -75,6 +76,7 @@ pub struct Guest {
     pub(crate) work: Work,
     parking: Option<Parking>,
     window: Window,
+    pub(crate) window_mode: WindowMode,
     next_key: MemoryKey,
     next_serial: u64,
     /// The last file that the provider was told of.
@@ -92,7 +94,11 @@ impl std::fmt::Debug for Guest {
 }
 
 impl Guest {
-    pub(crate) fn new(host: Arc<Host>, waker: Waker) -> std::io::Result<Self> {
+    pub(crate) fn new(
+        host: Arc<Host>,
+        window_mode: WindowMode,
+        waker: Waker,
+    ) -> std::io::Result<Self> {
         let window = Window::new(host.config.window_size, host.config.warm_limit)?;
         let exports = host.exports.as_ref();
         let exports = exports.map(|exports| exports.guest(Waker::clone(&waker)));
@@ -119,6 +125,7 @@ impl Guest {
             work,
             parking: None,
             window,
+            window_mode,
             next_key: 0,
             next_serial: 0,
             next_file: PARKING_FILE.0,
@@ -295,7 +302,7 @@ impl Guest {
 
     fn undo_add_pages(&mut self, key: MemoryKey) {
         if let Some(memory) = self.memories.get_mut(&key)
-            && let Home::Pages(pages) = &mut memory.home
+            && let Home::Pages(pages) | Home::Foreign { pages, .. } = &mut memory.home
         {
             pages.known = false;
         }
