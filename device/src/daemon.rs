@@ -8,10 +8,11 @@ use std::thread::JoinHandle;
 use hostblob_allocator::exports::Exports;
 use hostblob_allocator::provider::{self, OpenError, Options};
 use hostblob_allocator::{Config, ConfigError, Host};
+use hostblob_capset::WindowMode;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use thiserror::Error;
 
-use crate::cli::{Serve, TransportKind};
+use crate::cli::{Serve, TransportKind, WindowModeKind};
 use crate::export;
 use crate::gpu::{BlobMem, Gpu};
 use crate::shutdown::Shutdown;
@@ -23,6 +24,11 @@ pub enum DaemonError {
     /// The provider that was asked for does not work here.
     #[error(transparent)]
     Provider(#[from] OpenError),
+    /// Over other transports the window is the VMM's before a blob is mapped.
+    #[error(
+        "--window-mode on-demand needs a VMM that is asked for each blob: --socket-path with --transport vhost-user"
+    )]
+    WindowMode,
     /// Limits that make no sense.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -42,6 +48,10 @@ pub enum DaemonError {
 
 /// Serves until SIGTERM or SIGINT.
 pub fn run(flags: &Serve) -> Result<(), DaemonError> {
+    let asks_the_vmm = flags.socket_path.is_some() && flags.transport == TransportKind::VhostUser;
+    if flags.window_mode == WindowModeKind::OnDemand && !asks_the_vmm {
+        return Err(DaemonError::WindowMode);
+    }
     let shutdown = Shutdown::new().map_err(|e| DaemonError::System("eventfd", e))?;
     end_on_signals(&shutdown).map_err(|e| DaemonError::System("signal handlers", e))?;
     // Sockets are for their owner alone.
@@ -98,7 +108,11 @@ fn serve_vmm(
     shutdown: &Shutdown,
 ) -> Result<(), DaemonError> {
     let (listener, _file) = bind(path)?;
-    let new_gpu = |waker| Gpu::new(host, flags.capset_id, BlobMem::all(), waker);
+    let window_mode = match flags.window_mode {
+        WindowModeKind::Premapped => WindowMode::Premapped,
+        WindowModeKind::OnDemand => WindowMode::OnDemand,
+    };
+    let new_gpu = |waker| Gpu::in_mode(host, flags.capset_id, BlobMem::all(), window_mode, waker);
     match flags.transport {
         TransportKind::VfioUser => transport::vfio_user::serve(&listener, new_gpu, shutdown)?,
         TransportKind::VhostUser => transport::vhost_user::serve(&listener, new_gpu, shutdown)?,

@@ -53,7 +53,7 @@ use hostblob_protocol::export::Outcome;
 use parking_lot::Mutex;
 use thiserror::Error;
 
-pub use foreign::{Foreign, ForeignKind, NotImportable};
+pub use foreign::{Foreign, ForeignKind, NotImportable, is_dma_buf};
 pub use guest::{DescriptorRequest, GuestExports};
 use state::{Calls, State};
 pub use viewer::Viewer;

@@ -11,6 +11,7 @@
 
 pub(crate) mod accept;
 pub mod local;
+mod mappings;
 pub mod vfio_user;
 pub mod vhost_user;
 mod wake;
@@ -22,14 +23,15 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use hostblob_capset::WindowMode;
 use thiserror::Error;
 
-use crate::gpu::{Gpu, GuestPages};
+use crate::gpu::{Gpu, GuestPages, Response, WindowChange};
 use crate::virtqueue::CommandHandler;
 
 pub use wake::Wake;
 use window::LateWindow;
-pub use window::WindowMapper;
+pub use window::{MapperError, WindowMapper};
 
 /// What a transport needs of a virtio device.
 pub trait Device: CommandHandler + Send + 'static {
@@ -46,7 +48,11 @@ pub trait Device: CommandHandler + Send + 'static {
     /// Its size: a power of two.
     fn window_size(&self) -> u64;
 
-    /// Whether this command makes the guest reach for the window. A transport that maps the window late does it before.
+    /// How the guest reaches the window, where a transport maps it late.
+    fn window_mode(&self) -> WindowMode {
+        WindowMode::Premapped
+    }
+    /// Whether this command makes the guest reach for the window. A transport that maps the whole window late does it before.
     fn needs_window(_command: &[u8]) -> bool {
         false
     }
@@ -61,6 +67,15 @@ pub trait Device: CommandHandler + Send + 'static {
     /// Whether the guest may still reach for the window without another command that needs it.
     fn window_in_use(&self) -> bool {
         true
+    }
+    /// What the command that was just executed changes of what the guest reaches: none unless blobs are mapped one by one.
+    fn window_change(&mut self) -> Option<WindowChange> {
+        None
+    }
+    /// What this command maps could not be mapped, for this reason: it is taken back. The response instead; `None` where it comes
+    /// out of [`CommandHandler::completed`].
+    fn not_mapped(&mut self, _tag: u64, _command: &[u8], _reason: &str) -> Option<Response> {
+        None
     }
 }
 
@@ -107,6 +122,18 @@ impl Device for Gpu {
 
     fn window_in_use(&self) -> bool {
         Gpu::window_in_use(self)
+    }
+
+    fn window_mode(&self) -> WindowMode {
+        Gpu::window_mode(self)
+    }
+
+    fn window_change(&mut self) -> Option<WindowChange> {
+        Gpu::window_change(self)
+    }
+
+    fn not_mapped(&mut self, tag: u64, command: &[u8], reason: &str) -> Option<Response> {
+        Gpu::not_mapped(self, tag, command, reason)
     }
 }
 

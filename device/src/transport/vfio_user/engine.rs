@@ -357,19 +357,38 @@ impl<D: Device, S: Signals> Engine<D, S> {
             Some(memory) => memory,
             None => &NoPages,
         };
-        let (response, window_in_use) = {
+        let (mut response, change, mut window_in_use) = {
             let mut device = self.device.lock();
             if self.generation.load(Ordering::SeqCst) != tag.generation {
                 return None;
             }
             let response = device.execute(tag.pack(), command, pages);
-            (response, device.window_in_use())
+            (response, device.window_change(), device.window_in_use())
         };
+        // Under no lock, as above, and before the response: the guest reaches for the blob when it has that.
+        if let Err(reason) = window.change(tag.generation, change) {
+            (response, window_in_use) = self.take_back(tag, command, &reason.to_string())?;
+        }
         if !window_in_use {
             // Before the response: a guest that has let go of everything may reset the device next.
             window.unmap(tag.generation);
         }
         response
+    }
+
+    /// The device takes a mapping back: its response to that, and whether it uses the window. `None` when it was reset meanwhile.
+    fn take_back(
+        &self,
+        tag: Tag,
+        command: &[u8],
+        reason: &str,
+    ) -> Option<(Option<Response>, bool)> {
+        let mut device = self.device.lock();
+        if self.generation.load(Ordering::SeqCst) != tag.generation {
+            return None;
+        }
+        let response = device.not_mapped(tag.pack(), command, reason);
+        Some((response, device.window_in_use()))
     }
 
     fn give_back(&self, tag: Tag, response: &Response) {

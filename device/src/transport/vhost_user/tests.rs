@@ -7,4 +7,5 @@
 
 mod exchanges;
 mod hostile;
+mod on_demand;
 mod vmm;
