@@ -4,6 +4,7 @@
 //! memory   Nowhere ──map──> Window ──another blob needs the place──> Parked ──map──> Window
 //!             └──GPU use before any map──> Parked
 //!          Unbacked ──attach backing──> Pages ──detach backing──> Unbacked
+//!          Foreign ──map──> Foreign, with a place in the window ──unmap──> Foreign
 //! blob     created ──map──> mapped ──unmap──> created (the bytes stay where they are)
 //! ```
 //!
@@ -40,7 +41,11 @@ pub(crate) enum Home {
     /// In the guest's own pages.
     Pages(Pages),
     /// In memory of a host process.
-    Foreign(Pages),
+    Foreign {
+        pages: Pages,
+        /// Where it is mapped. The place is kept free of others; its own bytes stay unused.
+        place: Option<Lease>,
+    },
     /// In pages of the guest, once it attaches some.
     Unbacked,
 }
@@ -180,9 +185,11 @@ impl Memory {
         match &self.home {
             Home::Window(lease) => Some(lease.words()),
             Home::Parked(spot) => Some(spot.file().words(spot.span())),
-            Home::Nowhere | Home::Device | Home::Pages(_) | Home::Foreign(_) | Home::Unbacked => {
-                None
-            }
+            Home::Nowhere
+            | Home::Device
+            | Home::Pages(_)
+            | Home::Foreign { .. }
+            | Home::Unbacked => None,
         }
     }
 }

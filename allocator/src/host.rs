@@ -145,14 +145,24 @@ impl Host {
 
     /// A new guest with a window of its own. `waker` is called, from any thread, when work of the guest has finished.
     pub fn guest(self: &Arc<Self>, waker: Waker) -> std::io::Result<Guest> {
-        let window = Window::new(self.config.window_size, self.config.warm_limit)?;
-        Guest::new(Arc::clone(self), window, waker)
+        self.guest_with_mode(WindowMode::Premapped, waker)
     }
 
     /// As [`Host::guest`], with a window that the VMM brings: a memfd as [`Window::adopt`] wants it, of [`Config::window_size`] bytes.
     pub fn guest_in(self: &Arc<Self>, window: OwnedFd, waker: Waker) -> std::io::Result<Guest> {
         let window = Window::adopt(window, self.config.window_size, self.config.warm_limit)?;
-        Guest::new(Arc::clone(self), window, waker)
+        Guest::new(Arc::clone(self), window, WindowMode::Premapped, waker)
+    }
+
+    /// A new guest of a VMM that maps the window as a whole, or each blob by itself ([`Guest::mapping`]). What host processes hand in
+    /// can be mapped in the latter alone.
+    pub fn guest_with_mode(
+        self: &Arc<Self>,
+        window_mode: WindowMode,
+        waker: Waker,
+    ) -> std::io::Result<Guest> {
+        let window = Window::new(self.config.window_size, self.config.warm_limit)?;
+        Guest::new(Arc::clone(self), window, window_mode, waker)
     }
 }
 

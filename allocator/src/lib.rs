@@ -30,7 +30,7 @@ pub use error::Error;
 pub use guest::snapshot;
 pub use guest::{
     BlobSpec, Fence, Guest, MAX_GUEST_PIECES, MAX_PIECES, MAX_RESOURCES, MAX_TRANSFER_ROWS, Mapped,
-    Transfer, Waker,
+    Mapping, Transfer, Waker,
 };
 pub use host::{Config, ConfigError, Host, MAX_CONTEXT_OBJECTS, Outside};
 pub use work::GPU_TIMEOUT;

@@ -42,6 +42,15 @@ pub enum TransportKind {
     VhostUser,
 }
 
+/// When the VMM maps what into the window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum WindowModeKind {
+    /// The whole window in one: blobs cost the VMM nothing
+    Premapped,
+    /// Each blob by itself: memory of host processes can be mapped too. At most 448 blobs; needs vhost-user
+    OnDemand,
+}
+
 /// How to serve.
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("sockets").args(["socket_path", "local_socket"]).required(true).multiple(true))]
@@ -55,6 +64,9 @@ pub struct Serve {
     /// Size of the window (the PCI BAR): a power of two. It is sparse: address space, not memory
     #[arg(long, value_name = "SIZE", default_value = "8G", value_parser = parse_size)]
     pub window: u64,
+    /// What the VMM maps into the window, and when
+    #[arg(long, value_enum, default_value = "premapped")]
+    pub window_mode: WindowModeKind,
     /// What attaches the GPU: auto, vulkan, gl or system (plain memory)
     #[arg(long, default_value = "auto")]
     pub provider: Choice,

@@ -9,11 +9,12 @@ use std::time::Instant;
 use hostblob_allocator::exports::{self, Exports};
 use hostblob_allocator::provider::{self, OpenError, Options};
 use hostblob_allocator::{Config, ConfigError, Host, Outside};
+use hostblob_capset::WindowMode;
 use parking_lot::Mutex;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use thiserror::Error;
 
-use crate::cli::{Serve, TransportKind};
+use crate::cli::{Serve, TransportKind, WindowModeKind};
 use crate::export;
 use crate::gpu::{BlobMem, Gpu, RestoreError, Waker};
 use crate::shutdown::Shutdown;
@@ -26,6 +27,11 @@ pub enum DaemonError {
     /// The provider that was asked for does not work here.
     #[error(transparent)]
     Provider(#[from] OpenError),
+    /// Over other transports the window is the VMM's before a blob is mapped.
+    #[error(
+        "--window-mode on-demand needs a VMM that is asked for each blob: --socket-path with --transport vhost-user"
+    )]
+    WindowMode,
     /// Limits that make no sense.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -53,6 +59,10 @@ pub enum DaemonError {
 
 /// Serves until SIGTERM or SIGINT.
 pub fn run(flags: &Serve) -> Result<(), DaemonError> {
+    let asks_the_vmm = flags.socket_path.is_some() && flags.transport == TransportKind::VhostUser;
+    if flags.window_mode == WindowModeKind::OnDemand && !asks_the_vmm {
+        return Err(DaemonError::WindowMode);
+    }
     let shutdown = Shutdown::new().map_err(|e| DaemonError::System("eventfd", e))?;
     end_on_signals(&shutdown).map_err(|e| DaemonError::System("signal handlers", e))?;
     // Sockets and snapshots are for their owner alone.
@@ -107,9 +117,7 @@ pub(crate) fn serve(flags: &Serve, shutdown: &Shutdown) -> Result<(), DaemonErro
             Ok(())
         }
         Some(path) => {
-            let new_gpu = first_restored(restored, |waker| {
-                Gpu::new(&host, flags.capset_id, BlobMem::all(), waker)
-            });
+            let new_gpu = first_restored(restored, |waker| new_gpu(flags, &host, waker));
             serve_vmm(flags, path, new_gpu, shutdown, &snapshots)
         }
     };
@@ -139,6 +147,14 @@ fn outside(flags: &Serve, exports: &Arc<Exports>) -> Outside {
         exports: wanted.then(|| Arc::clone(exports)),
         exporter,
     }
+}
+
+fn new_gpu(flags: &Serve, host: &Arc<Host>, waker: Waker) -> std::io::Result<Gpu> {
+    let window_mode = match flags.window_mode {
+        WindowModeKind::Premapped => WindowMode::Premapped,
+        WindowModeKind::OnDemand => WindowMode::OnDemand,
+    };
+    Gpu::in_mode(host, flags.capset_id, BlobMem::all(), window_mode, waker)
 }
 
 fn serve_vmm(
@@ -180,8 +196,7 @@ fn restore(
             waker();
         }
     });
-    let mut gpu = Gpu::new(host, flags.capset_id, BlobMem::all(), relay)
-        .map_err(|e| DaemonError::System("a device", e))?;
+    let mut gpu = new_gpu(flags, host, relay).map_err(|e| DaemonError::System("a device", e))?;
     let held = snapshot::restore_file(&mut gpu, path).map_err(|error| DaemonError::Restore {
         path: path.to_owned(),
         error,

@@ -72,6 +72,11 @@ fn wrong_flags_are_one_clear_line() {
     );
     let vmm = ["--socket-path", &socket, "--transport", "carrier-pigeon"];
     refuses(&vmm, "error:");
+    let on_demand = ["--window-mode", "on-demand"];
+    refuses(&with(&on_demand), "--transport vhost-user");
+    let vmm = ["--socket-path", &socket, "--provider", "system"];
+    refuses(&[&vmm[..], &on_demand].concat(), "--transport vhost-user");
+    refuses(&with(&["--window-mode", "sometimes"]), "error:");
     assert!(
         !Path::new(&socket).exists(),
         "a daemon that did not start left its socket"

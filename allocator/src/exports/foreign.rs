@@ -1,6 +1,6 @@
 //! Memory of a host process, as far as a guest may import it.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use hostblob_protocol::Status;
 use rustix::fs::{OFlags, SealFlags, SeekFrom};
@@ -64,7 +64,7 @@ impl Foreign {
                 return Err(NotImportable::ReadOnly);
             }
             Ok(_) => ForeignKind::Memfd,
-            Err(_) if is_dma_buf(&descriptor)? => ForeignKind::DmaBuf,
+            Err(_) if is_dma_buf(fd)? => ForeignKind::DmaBuf,
             Err(_) => return Err(NotImportable::Kind),
         };
         if rustix::fs::fcntl_getfl(fd)? & OFlags::RWMODE != OFlags::RDWR {
@@ -99,7 +99,8 @@ impl Foreign {
     }
 }
 
-fn is_dma_buf(descriptor: &OwnedFd) -> Result<bool, Errno> {
+/// Whether a descriptor is of a dma-buf, which is no file that says how long it is.
+pub fn is_dma_buf(descriptor: BorrowedFd<'_>) -> Result<bool, Errno> {
     let magic = rustix::fs::fstatfs(descriptor)?.f_type;
     Ok(u64::try_from(magic).is_ok_and(|magic| magic == DMA_BUF_MAGIC))
 }

@@ -56,7 +56,7 @@ use parking_lot::Mutex;
 use thiserror::Error;
 
 pub use exporter::{Exporter, udmabuf};
-pub use foreign::{Foreign, ForeignKind, NotImportable};
+pub use foreign::{Foreign, ForeignKind, NotImportable, is_dma_buf};
 pub use guest::{DescriptorRequest, GuestExports};
 use state::{Calls, State};
 pub use viewer::Viewer;

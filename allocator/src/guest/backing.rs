@@ -307,12 +307,12 @@ impl Guest {
         let Some(memory) = self
             .memories
             .get_mut(&key)
-            .filter(|memory| matches!(memory.home, Home::Pages(_) | Home::Foreign(_)))
+            .filter(|memory| matches!(memory.home, Home::Pages(_) | Home::Foreign { .. }))
         else {
             return Fence::default();
         };
         let home = std::mem::replace(&mut memory.home, Home::Unbacked);
-        let (Home::Pages(pages) | Home::Foreign(pages)) = home else {
+        let (Home::Pages(pages) | Home::Foreign { pages, .. }) = home else {
             return Fence::default();
         };
         if let Some(attachment) = memory.attachment.take() {

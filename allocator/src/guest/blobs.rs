@@ -2,6 +2,9 @@
 //!
 //! Each validates everything, then changes state.
 
+use std::fs::File;
+use std::sync::Arc;
+
 use hostblob_protocol::request::CreateFlags;
 use hostblob_protocol::virtio_gpu::{blob_flag, blob_mem};
 
@@ -49,6 +52,26 @@ pub struct Mapped {
     pub offset: u64,
     /// `VIRTIO_GPU_MAP_CACHE_*`.
     pub map_info: u32,
+}
+
+/// What the guest reaches at the place of a mapped blob.
+#[derive(Debug, Clone)]
+pub struct Mapping {
+    /// Where in the window.
+    pub span: Span,
+    /// What is there, from its beginning on: a file of a host process. `None`: the window's own bytes.
+    pub file: Option<Arc<File>>,
+}
+
+impl PartialEq for Mapping {
+    fn eq(&self, other: &Self) -> bool {
+        let same_file = match (&self.file, &other.file) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            (None, None) => true,
+            _ => false,
+        };
+        same_file && self.span == other.span
+    }
 }
 
 const KNOWN_FLAGS: u32 =
@@ -248,7 +271,27 @@ impl Guest {
             return Err(Error::NotMapped(resource_id));
         }
         blob.mapped = false;
+        if let Some(key) = blob.memory {
+            self.give_up_place(key);
+        }
         Ok(())
+    }
+
+    /// What a VMM that maps each blob by itself has to map for this one; `None` while it is not mapped.
+    pub fn mapping(&self, resource_id: u32) -> Option<Mapping> {
+        let blob = self.blobs.get(&resource_id).filter(|blob| blob.mapped)?;
+        let (lease, file) = match &self.memories.get(&blob.memory?)?.home {
+            Home::Window(lease) => (lease, None),
+            Home::Foreign { pages, place } => {
+                let file = pages.pieces.first().map(|piece| Arc::clone(&piece.file));
+                (place.as_ref()?, Some(file?))
+            }
+            _ => return None,
+        };
+        Some(Mapping {
+            span: lease.span(),
+            file,
+        })
     }
 
     /// RESOURCE_UNREF: ends the resource, mapped or not, and the memory with it unless that has a name of its own.
@@ -275,7 +318,9 @@ impl Guest {
             return Ok(fence);
         };
         memory.binding = Binding::Unbound;
-        if let Some(name) = memory.name_of_blob() {
+        let name = memory.name_of_blob();
+        self.give_up_place(key);
+        if let Some(name) = name {
             self.forget_name(key, name.context, name.client_id);
         }
         let names = self.memories.get(&key).map(|memory| memory.names.len());

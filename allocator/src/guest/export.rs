@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hostblob_capset::WindowMode;
 use hostblob_protocol::request::{
     ALL_BUFFERS, CreateFlags, Present, Publish, WaitReleased, Withdraw,
 };
@@ -165,11 +166,15 @@ impl Guest {
             label: None,
             size: foreign.size,
             memory_type,
-            flags: CreateFlags::empty(),
+            // It is not in the window: a VMM that has mapped that as a whole cannot show it.
+            flags: match self.window_mode {
+                WindowMode::Premapped => CreateFlags::empty(),
+                WindowMode::OnDemand => CreateFlags::HOST_VISIBLE,
+            },
             binding: Binding::Unbound,
             attachment: None,
             released_at: 0,
-            home: Home::Foreign(pages),
+            home: Home::Foreign { pages, place: None },
             _charge: Some(charge),
         });
         if let Some(context) = self.contexts.get_mut(&context) {
@@ -227,7 +232,7 @@ impl Guest {
             }
             Home::Pages(pages) => pages.pieces.clone(),
             Home::Unbacked => return Err(Error::NoBacking),
-            Home::Nowhere | Home::Device | Home::Foreign(_) => return Err(nothing),
+            Home::Nowhere | Home::Device | Home::Foreign { .. } => return Err(nothing),
         };
         Ok(Arc::new(exporter.create(&pieces).map_err(system)?))
     }

@@ -28,10 +28,11 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
 pub use backing::{MAX_GUEST_PIECES, MAX_PIECES, MAX_TRANSFER_ROWS, Transfer};
-pub use blobs::{BlobSpec, MAX_RESOURCES, Mapped};
+pub use blobs::{BlobSpec, MAX_RESOURCES, Mapped, Mapping};
 pub use fence::Fence;
 pub(crate) use fence::HoldId;
 
+use hostblob_capset::WindowMode;
 use uuid::Uuid;
 
 use alarm::Alarm;
@@ -78,6 +79,7 @@ pub struct Guest {
     pub(crate) work: Work,
     parking: Option<Parking>,
     window: Window,
+    pub(crate) window_mode: WindowMode,
     next_key: MemoryKey,
     next_serial: u64,
     /// The last file that the provider was told of.
@@ -95,7 +97,12 @@ impl std::fmt::Debug for Guest {
 }
 
 impl Guest {
-    pub(crate) fn new(host: Arc<Host>, window: Window, waker: Waker) -> std::io::Result<Self> {
+    pub(crate) fn new(
+        host: Arc<Host>,
+        window: Window,
+        window_mode: WindowMode,
+        waker: Waker,
+    ) -> std::io::Result<Self> {
         let exports = host.exports.as_ref();
         let exports = exports.map(|exports| exports.guest(Waker::clone(&waker)));
         let alarm = Alarm::new(Waker::clone(&waker));
@@ -122,6 +129,7 @@ impl Guest {
             work,
             parking: None,
             window,
+            window_mode,
             next_key: 0,
             next_serial: 0,
             next_file: PARKING_FILE.0,
@@ -298,7 +306,7 @@ impl Guest {
 
     fn undo_add_pages(&mut self, key: MemoryKey) {
         if let Some(memory) = self.memories.get_mut(&key)
-            && let Home::Pages(pages) = &mut memory.home
+            && let Home::Pages(pages) | Home::Foreign { pages, .. } = &mut memory.home
         {
             pages.known = false;
         }

@@ -24,18 +24,37 @@ impl Guest {
             return Err(Error::InUse);
         }
         let lease = self.make_room(key, span)?;
+        let gone = Error::NotMappable("the memory is gone");
+        if let Home::Foreign { place, .. } = &mut self.memories.get_mut(&key).ok_or(gone)?.home {
+            // The VMM maps the bytes there. They stay where they are, and so does the GPU.
+            *place = Some(lease);
+            return Ok(());
+        }
         self.detach(key)?;
         let Some(memory) = self.memories.get_mut(&key) else {
             return Err(Error::NotMappable("the memory is gone"));
         };
         let file = self.window.file();
         match &memory.home {
-            Home::Nowhere | Home::Device | Home::Pages(_) | Home::Foreign(_) | Home::Unbacked => {}
+            Home::Nowhere
+            | Home::Device
+            | Home::Pages(_)
+            | Home::Foreign { .. }
+            | Home::Unbacked => {}
             Home::Window(old) => file.copy_within(span, old.span()),
             Home::Parked(spot) => file.copy_from(span, spot.file(), spot.span()),
         }
         memory.home = Home::Window(lease);
         Ok(())
+    }
+
+    /// Bytes that are not in the window need their place no more.
+    pub(super) fn give_up_place(&mut self, key: MemoryKey) {
+        if let Some(memory) = self.memories.get_mut(&key)
+            && let Home::Foreign { place, .. } = &mut memory.home
+        {
+            *place = None;
+        }
     }
 
     /// A lease on `span`, after parking the unmapped memories that were left there.
@@ -141,7 +160,7 @@ impl Guest {
         let (file, offset) = match &mut memory.home {
             Home::Window(lease) => (WINDOW_FILE, lease.span().start()),
             Home::Parked(spot) => (PARKING_FILE, spot.span().start()),
-            Home::Pages(pages) | Home::Foreign(pages) => {
+            Home::Pages(pages) | Home::Foreign { pages, .. } => {
                 let file = pages.file;
                 if !std::mem::replace(&mut pages.known, true) {
                     let pieces = pages.pieces.clone();

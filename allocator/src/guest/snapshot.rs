@@ -228,7 +228,7 @@ impl Guest {
             if memory.lent.is_some() {
                 return Err(SaveError::Open(called(memory)));
             }
-            if let (Home::Foreign(_), Some(name)) = (&memory.home, memory.names.first()) {
+            if let (Home::Foreign { .. }, Some(name)) = (&memory.home, memory.names.first()) {
                 return Err(SaveError::Foreign {
                     context: name.context.id,
                     client_id: name.client_id,

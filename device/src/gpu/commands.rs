@@ -1,6 +1,7 @@
 //! Decodes the commands of virtio 1.3, 5.7.6.8 to 5.7.6.10, and executes them: one match, each arm one call.
 
-use hostblob_allocator::{BlobSpec, Fence, Transfer};
+use hostblob_allocator::{BlobSpec, Fence, Mapping, Transfer};
+use hostblob_capset::WindowMode;
 use hostblob_protocol::virtio_gpu::{
     CapsetInfo, CmdSubmit, CtrlHdr, CtxCreate, DisplayOne, F_BLOB_ALIGNMENT, F_CONTEXT_INIT,
     F_RESOURCE_BLOB, F_RESOURCE_UUID, F_VIRGL, FLAG_INFO_RING_IDX, GetCapset, GetCapsetInfo,
@@ -10,10 +11,10 @@ use hostblob_protocol::virtio_gpu::{
 use zerocopy::byteorder::little_endian::U32;
 use zerocopy::{FromBytes, FromZeros};
 
-use super::Gpu;
 use super::backing::{self, GuestPages};
 use super::fault::Fault;
 use super::response::Response;
+use super::{Gpu, WindowChange};
 
 /// The feature bits that the handlers below serve.
 pub(super) const FEATURES: u64 = 1 << F_VIRGL
@@ -68,13 +69,18 @@ impl Gpu {
             cmd::SUBMIT_3D => self.submit(header, bytes).map(|()| done()),
             cmd::RESOURCE_CREATE_BLOB => self.create_blob(context, bytes, pages).map(|()| done()),
             cmd::RESOURCE_MAP_BLOB => self.map_blob(header, bytes),
-            cmd::RESOURCE_UNMAP_BLOB => Ok(self
-                .guest
-                .unmap_blob(resource_id(bytes)?)
-                .map(|()| done())?),
+            cmd::RESOURCE_UNMAP_BLOB => {
+                let resource = resource_id(bytes)?;
+                let mapping = self.mapping(resource);
+                self.guest.unmap_blob(resource)?;
+                self.window_change = mapping.map(WindowChange::Unmap);
+                Ok(done())
+            }
             cmd::RESOURCE_UNREF => {
                 let resource = resource_id(bytes)?;
+                let mapping = self.mapping(resource);
                 until.join(self.guest.unref(resource)?);
+                self.window_change = mapping.map(WindowChange::Unmap);
                 self.backings.remove(resource);
                 Ok(done())
             }
@@ -243,14 +249,30 @@ impl Gpu {
         if !self.window_mapped {
             return Err(Fault::NoWindow);
         }
-        let mapped = self
-            .guest
-            .map_blob(asked.resource_id.get(), asked.offset.get())?;
+        let resource = asked.resource_id.get();
+        let mapped = self.guest.map_blob(resource, asked.offset.get())?;
+        self.window_change = self.mapping(resource).map(WindowChange::Map);
         let info = MapInfo {
             map_info: U32::new(mapped.map_info),
             padding: U32::ZERO,
         };
         Ok(Response::new(header, resp::OK_MAP_INFO, &info))
+    }
+
+    /// What the guest reaches where a blob is mapped, if somebody has to know.
+    fn mapping(&self, resource: u32) -> Option<Mapping> {
+        match self.window_mode {
+            WindowMode::Premapped => None,
+            WindowMode::OnDemand => self.guest.mapping(resource),
+        }
+    }
+
+    /// Takes back what a RESOURCE_MAP_BLOB did, which the transport cannot make true. The blob keeps its bytes.
+    pub(super) fn take_back_map(&mut self, bytes: &[u8]) {
+        if let Ok((asked, _)) = body::<ResourceMapBlob>(bytes) {
+            // It was mapped just now.
+            let _ = self.guest.unmap_blob(asked.resource_id.get());
+        }
     }
 
     /// Commands on 2D resources and scanouts, which no blob is. All begin with a rectangle and have a resource id after it.

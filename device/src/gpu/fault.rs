@@ -27,6 +27,9 @@ pub(super) enum Fault {
     /// The transport could not map the window.
     #[error("the VMM does not give the guest the window")]
     NoWindow,
+    /// The transport could not map a blob.
+    #[error("the blob is not mapped: {0}")]
+    NotMapped(String),
     /// The device has no scanouts.
     #[error("scanout {0} does not exist: the device has none")]
     NoScanout(u32),
@@ -43,7 +46,7 @@ impl Fault {
             Fault::Truncated { .. } | Fault::Field { .. } | Fault::NotMemory { .. } => {
                 resp::ERR_INVALID_PARAMETER
             }
-            Fault::NoWindow => resp::ERR_OUT_OF_MEMORY,
+            Fault::NoWindow | Fault::NotMapped(_) => resp::ERR_OUT_OF_MEMORY,
             Fault::NoScanout(_) => resp::ERR_INVALID_SCANOUT_ID,
             Fault::NotServed => resp::ERR_UNSPEC,
         }

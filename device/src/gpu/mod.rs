@@ -19,7 +19,8 @@ mod snapshot;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use hostblob_allocator::{Fence, Guest, Host};
+use hostblob_allocator::{Fence, Guest, Host, Mapping};
+use hostblob_capset::WindowMode;
 use hostblob_protocol::virtio_gpu::{
     Config, CtrlHdr, FLAG_FENCE, FLAG_INFO_RING_IDX, ResourceCreateBlob, cmd,
 };
@@ -46,11 +47,23 @@ pub struct Gpu {
     config: Config,
     /// Whether the guest can reach the window. Only a transport that maps it late says otherwise.
     window_mapped: bool,
+    window_mode: WindowMode,
+    /// What the last command changes of what the guest reaches, where blobs are mapped one by one.
+    window_change: Option<WindowChange>,
     /// Where the guest's pages are.
     backings: Backings,
     /// Responses that wait for GPU work, in the order of their commands.
     kept: Vec<Kept>,
     refusals: RateLimiter,
+}
+
+/// What a command changes of what the guest reaches, where blobs are mapped one by one.
+#[derive(Debug, Clone, PartialEq)]
+pub enum WindowChange {
+    /// This has to be mapped before the response goes out.
+    Map(Mapping),
+    /// No blob is mapped there any more.
+    Unmap(Mapping),
 }
 
 #[derive(Debug)]
@@ -70,8 +83,20 @@ impl Gpu {
         blob_mem: BlobMem,
         waker: Waker,
     ) -> std::io::Result<Self> {
+        Self::in_mode(host, capset_id, blob_mem, WindowMode::Premapped, waker)
+    }
+
+    /// A device whose transport maps the window as a whole, or blobs one by one ([`Gpu::window_change`]).
+    pub fn in_mode(
+        host: &Arc<Host>,
+        capset_id: u32,
+        blob_mem: BlobMem,
+        window_mode: WindowMode,
+        waker: Waker,
+    ) -> std::io::Result<Self> {
         let mut capset = host.capset().clone();
         capset.blob_mem = blob_mem;
+        capset.window_mode = window_mode;
         let config = Config {
             num_capsets: U32::new(1),
             blob_alignment: U32::new(capset.page_size),
@@ -82,8 +107,10 @@ impl Gpu {
             capset_id,
             config,
             window_mapped: true,
+            window_mode,
+            window_change: None,
             backings: Backings::default(),
-            guest: host.guest(waker)?,
+            guest: host.guest_with_mode(window_mode, waker)?,
             kept: Vec::new(),
             refusals: RateLimiter::new(),
         })
@@ -149,6 +176,7 @@ impl Gpu {
     pub fn reset(&mut self) {
         self.kept.clear();
         self.backings.clear();
+        self.window_change = None;
         self.guest.reset();
     }
 
@@ -229,6 +257,32 @@ impl Gpu {
         uuid: [u8; 16],
     ) -> Result<Arc<OwnedFd>, hostblob_allocator::Error> {
         self.guest.shared_object(Uuid::from_bytes(uuid))
+    }
+
+    /// Whether the transport maps the window as a whole, or blobs one by one.
+    pub fn window_mode(&self) -> WindowMode {
+        self.window_mode
+    }
+
+    /// What the command that was just executed changes of what the guest reaches: asked after each command where blobs are mapped one by
+    /// one, and done before its response goes out.
+    pub fn window_change(&mut self) -> Option<WindowChange> {
+        self.window_change.take()
+    }
+
+    /// What this command maps could not be mapped: the blob is not mapped then. The response instead of the one that
+    /// [`Gpu::execute`] gave, or `None` where that keeps it.
+    pub fn not_mapped(&mut self, tag: u64, command: &[u8], reason: &str) -> Option<Response> {
+        let (header, rest) = CtrlHdr::read_from_prefix(command).ok()?;
+        self.take_back_map(rest);
+        let response = self.refuse(&header, &Fault::NotMapped(reason.to_owned()));
+        match self.kept.iter_mut().find(|kept| kept.tag == tag) {
+            Some(kept) => {
+                kept.response = response;
+                None
+            }
+            None => Some(response),
+        }
     }
 
     /// The guest behind the device: for measurements and tests.

@@ -9,6 +9,7 @@ use hostblob_allocator::snapshot::stream::{Fields, FormatError, Payload, Reader,
 use hostblob_allocator::snapshot::{
     RestoreError as GuestRestoreError, SaveError as GuestSaveError,
 };
+use hostblob_capset::WindowMode;
 use hostblob_protocol::virtio_gpu::MemEntry;
 use thiserror::Error;
 
@@ -75,6 +76,11 @@ pub enum RestoreError {
     /// This device cannot.
     #[error("it has nothing to restore")]
     Unsupported,
+    /// The blobs of a snapshot are where the window is mapped as a whole.
+    #[error(
+        "a window whose blobs are mapped one by one takes no snapshot: use --window-mode premapped"
+    )]
+    OnDemand,
 }
 
 fn inconsistent(reason: &'static str) -> RestoreError {
@@ -116,6 +122,9 @@ impl Gpu {
     pub fn restore(&mut self, source: &mut dyn Read) -> Result<(), RestoreError> {
         if !self.is_new() {
             return Err(GuestRestoreError::InUse.into());
+        }
+        if self.window_mode() == WindowMode::OnDemand {
+            return Err(RestoreError::OnDemand);
         }
         let restored = self.restore_from(source);
         if restored.is_err() {

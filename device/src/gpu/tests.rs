@@ -21,6 +21,10 @@ const CAPSET_ID: u32 = 48;
 const PAGE: u64 = 4096;
 
 fn gpu() -> (Gpu, Arc<FakeProvider>) {
+    gpu_in(WindowMode::Premapped)
+}
+
+fn gpu_in(mode: WindowMode) -> (Gpu, Arc<FakeProvider>) {
     let fake = Arc::new(FakeProvider::new());
     let limits = Limits {
         window_size: 2 << 20,
@@ -30,7 +34,7 @@ fn gpu() -> (Gpu, Arc<FakeProvider>) {
     };
     let host = Host::new(Arc::clone(&fake) as _, limits).unwrap();
     (
-        Gpu::new(&host, CAPSET_ID, BlobMem::all(), Arc::new(|| {})).unwrap(),
+        Gpu::in_mode(&host, CAPSET_ID, BlobMem::all(), mode, Arc::new(|| {})).unwrap(),
         fake,
     )
 }
@@ -105,7 +109,11 @@ fn submit(data: &[u8]) -> Vec<u8> {
 
 /// A device with context 1 and blob 1, mapped at 0.
 fn used_gpu() -> (Gpu, Arc<FakeProvider>) {
-    let (mut gpu, fake) = gpu();
+    used_gpu_in(WindowMode::Premapped)
+}
+
+fn used_gpu_in(mode: WindowMode) -> (Gpu, Arc<FakeProvider>) {
+    let (mut gpu, fake) = gpu_in(mode);
     assert_eq!(
         run(&mut gpu, cmd::CTX_CREATE, 1, &context_body()).kind(),
         resp::OK_NODATA
@@ -436,6 +444,89 @@ fn a_fenced_command_is_answered_when_its_gpu_work_is_done() {
         ..fenced
     };
     assert_eq!(header, expected);
+}
+
+#[test]
+fn where_blobs_are_mapped_one_by_one_each_change_is_told() {
+    let (mut gpu, _) = used_gpu_in(WindowMode::OnDemand);
+    let at = |page: u64| Mapping {
+        span: hostblob_allocator::window::Span::new(page * PAGE, PAGE, 2 << 20).unwrap(),
+        file: None,
+    };
+    assert_eq!(gpu.window_change(), Some(WindowChange::Map(at(0))));
+    assert_eq!(gpu.window_change(), None, "once");
+    run(&mut gpu, cmd::RESOURCE_MAP_BLOB, 0, &map(1, 0));
+    assert_eq!(gpu.window_change(), None, "refused: it is mapped");
+    run(&mut gpu, cmd::RESOURCE_UNMAP_BLOB, 0, &only(1));
+    assert_eq!(gpu.window_change(), Some(WindowChange::Unmap(at(0))));
+    run(&mut gpu, cmd::RESOURCE_UNMAP_BLOB, 0, &only(1));
+    assert_eq!(gpu.window_change(), None, "refused: it is not mapped");
+    run(&mut gpu, cmd::RESOURCE_MAP_BLOB, 0, &map(1, PAGE));
+    run(&mut gpu, cmd::RESOURCE_UNREF, 0, &only(1));
+    assert_eq!(gpu.window_change(), Some(WindowChange::Unmap(at(1))));
+    run(&mut gpu, cmd::CTX_DESTROY, 1, &());
+    assert_eq!(gpu.window_change(), None);
+    assert!(!gpu.window_in_use());
+
+    let (mut gpu, _) = used_gpu();
+    assert_eq!(gpu.window_change(), None);
+}
+
+#[test]
+fn a_mapping_that_failed_is_taken_back_and_answered_when_its_fence_says() {
+    let (mut gpu, fake) = used_gpu_in(WindowMode::OnDemand);
+    run(&mut gpu, cmd::RESOURCE_CREATE_BLOB, 1, &blob(2, 0, 1));
+    let plain = bytes(header(cmd::RESOURCE_MAP_BLOB, 0), &map(2, PAGE));
+    let mapped = gpu.execute(7, &plain, &NoPages).unwrap();
+    assert_eq!(mapped.kind(), resp::OK_MAP_INFO);
+    let refused = gpu.not_mapped(7, &plain, "no").unwrap();
+    assert_eq!(refused.kind(), resp::ERR_OUT_OF_MEMORY);
+    assert_eq!(gpu.guest().mapping(2), None);
+
+    // GPU work is under way on the ring that the next one's fence is on.
+    let create = Create {
+        client_id: 7,
+        size: PAGE,
+        memory: MemorySelector::Properties(2),
+        flags: CreateFlags::HOST_VISIBLE,
+        alignment: 0,
+        expected_cache: CacheMode::Cached,
+    };
+    fake.hold();
+    let range = MemoryRange {
+        client_id: 7,
+        offset: 0,
+        length: PAGE,
+    };
+    let data = EnvelopeBuilder::new(0)
+        .request(create)
+        .request(Fill { range, value: 3 })
+        .build();
+    run(&mut gpu, cmd::SUBMIT_3D, 1, submit(&data).as_slice());
+    let fenced = CtrlHdr {
+        flags: FLAG_FENCE.into(),
+        ..header(cmd::RESOURCE_MAP_BLOB, 1)
+    };
+    let fenced = bytes(fenced, &map(2, PAGE));
+    assert_eq!(gpu.execute(8, &fenced, &NoPages), None);
+    assert!(gpu.window_change().is_some());
+    assert_eq!(gpu.not_mapped(8, &fenced, "no"), None);
+    assert_eq!((gpu.guest().mapping(2), gpu.completed()), (None, vec![]));
+    fake.release_all();
+    let done = loop {
+        let done = gpu.completed();
+        if !done.is_empty() {
+            break done;
+        }
+        std::thread::yield_now();
+    };
+    let kinds: Vec<_> = done
+        .iter()
+        .map(|(tag, response)| (*tag, response.kind()))
+        .collect();
+    assert_eq!(kinds, [(8, resp::ERR_OUT_OF_MEMORY)]);
+    let again = gpu.execute(9, &plain, &NoPages).unwrap();
+    assert_eq!(again.kind(), resp::OK_MAP_INFO);
 }
 
 #[test]

@@ -11,6 +11,7 @@
 
 pub(crate) mod accept;
 pub mod local;
+mod mappings;
 pub mod snapshot;
 pub mod vfio_user;
 pub mod vhost_user;
@@ -24,14 +25,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use hostblob_capset::WindowMode;
 use thiserror::Error;
 
-use crate::gpu::{Gpu, GuestPages, RestoreError, SaveError};
+use crate::gpu::{Gpu, GuestPages, Response, RestoreError, SaveError, WindowChange};
 use crate::virtqueue::CommandHandler;
 
 pub use wake::Wake;
 use window::LateWindow;
-pub use window::WindowMapper;
+pub use window::{MapperError, WindowMapper};
 
 /// What a transport needs of a virtio device.
 pub trait Device: CommandHandler + Send + 'static {
@@ -48,7 +50,11 @@ pub trait Device: CommandHandler + Send + 'static {
     /// Its size: a power of two.
     fn window_size(&self) -> u64;
 
-    /// Whether this command makes the guest reach for the window. A transport that maps the window late does it before.
+    /// How the guest reaches the window, where a transport maps it late.
+    fn window_mode(&self) -> WindowMode {
+        WindowMode::Premapped
+    }
+    /// Whether this command makes the guest reach for the window. A transport that maps the whole window late does it before.
     fn needs_window(_command: &[u8]) -> bool {
         false
     }
@@ -87,6 +93,15 @@ pub trait Device: CommandHandler + Send + 'static {
     /// Takes over a state that was saved. It is new, and if that fails it is so again.
     fn restore(&mut self, _source: &mut dyn Read) -> Result<(), RestoreError> {
         Err(RestoreError::Unsupported)
+    }
+    /// What the command that was just executed changes of what the guest reaches: none unless blobs are mapped one by one.
+    fn window_change(&mut self) -> Option<WindowChange> {
+        None
+    }
+    /// What this command maps could not be mapped, for this reason: it is taken back. The response instead; `None` where it comes
+    /// out of [`CommandHandler::completed`].
+    fn not_mapped(&mut self, _tag: u64, _command: &[u8], _reason: &str) -> Option<Response> {
+        None
     }
 }
 
@@ -157,6 +172,18 @@ impl Device for Gpu {
 
     fn restore(&mut self, source: &mut dyn Read) -> Result<(), RestoreError> {
         Gpu::restore(self, source)
+    }
+
+    fn window_mode(&self) -> WindowMode {
+        Gpu::window_mode(self)
+    }
+
+    fn window_change(&mut self) -> Option<WindowChange> {
+        Gpu::window_change(self)
+    }
+
+    fn not_mapped(&mut self, tag: u64, command: &[u8], reason: &str) -> Option<Response> {
+        Gpu::not_mapped(self, tag, command, reason)
     }
 }
 

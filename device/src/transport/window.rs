@@ -1,121 +1,227 @@
-//! The window where it is not the guest's from the beginning: mapped late, by a message to the VMM.
+//! The window where it is not the guest's from the beginning: mapped late, by messages to the VMM.
 //!
 //! Over vfio-user and the local socket the window is mapped once and for all. Over vhost-user the VMM is asked for it when the
 //! first blob is mapped, and asked to take it back when nothing of the guest is left: QEMU 11.1 crashes when it resets a guest
-//! while a mapping is live.
+//! while a mapping is live. It is asked for the whole window, or, in the window mode "on demand", for the place of each blob.
 
-use std::io;
+use hostblob_allocator::Mapping;
+use hostblob_allocator::window::{Span, SpanError};
+use thiserror::Error;
 
-/// Asks the VMM for the window. Used by the queue thread, under no lock: an answer may take its time.
+use super::mappings::{MAX_MAPPINGS, NoRoom, Plan, Table};
+use crate::gpu::WindowChange;
+
+/// Asks the VMM for ranges of the window. Used by the queue thread, under no lock: an answer may take its time.
 pub trait WindowMapper {
-    /// Maps the whole window. When it returns, the guest reaches it.
-    fn map(&mut self) -> io::Result<()>;
-    /// Takes it back.
-    fn unmap(&mut self);
-    /// The guest was reset: whether the VMM has taken the window back is its own affair.
-    fn forget(&mut self);
+    /// Maps a range. When it returns, the guest reaches it.
+    fn map(&mut self, mapping: &Mapping) -> Result<(), MapperError>;
+    /// Takes back exactly what was mapped there.
+    fn unmap(&mut self, span: Span) -> Result<(), MapperError>;
 }
 
-/// Whether the window is mapped, and for which generation of the guest.
-pub(super) struct LateWindow<'a> {
-    /// None where it is always mapped.
-    mapper: Option<&'a mut dyn WindowMapper>,
-    mapped_in: Option<u32>,
+/// Why the VMM did not do it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MapperError {
+    /// It could not be asked. Nothing has changed.
+    NotAsked,
+    /// It says no. Nothing has changed.
+    Refused,
+    /// Nobody knows: perhaps it did, or will.
+    Unknown,
+}
+
+/// Why a blob was not mapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub(super) enum NotMapped {
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
+    #[error("the VMM does not map it")]
+    Vmm,
+}
+
+/// The window, and for which generation of the guest it is mapped.
+pub(super) struct LateWindow<'a>(Mode<'a>);
+
+enum Mode<'a> {
+    /// Always.
+    Premapped,
+    /// As a whole.
+    Whole {
+        window: Mapping,
+        mappings: Mappings<'a>,
+        mapped_in: Option<u32>,
+    },
+    /// Each blob by itself.
+    OnDemand {
+        mappings: Mappings<'a>,
+        /// Whose the mappings are; none while nothing is mapped.
+        generation: Option<u32>,
+    },
 }
 
 impl<'a> LateWindow<'a> {
     /// Mapped from the beginning.
     pub(super) fn premapped() -> Self {
-        Self {
-            mapper: None,
-            mapped_in: None,
-        }
+        Self(Mode::Premapped)
     }
 
-    /// Mapped when it is needed.
-    pub(super) fn new(mapper: &'a mut dyn WindowMapper) -> Self {
-        Self {
-            mapper: Some(mapper),
+    /// Mapped as a whole when it is needed.
+    pub(super) fn whole(mapper: &'a mut dyn WindowMapper, size: u64) -> Result<Self, SpanError> {
+        let span = Span::new(0, size, size)?;
+        Ok(Self(Mode::Whole {
+            window: Mapping { span, file: None },
+            mappings: Mappings::new(mapper, 1),
             mapped_in: None,
-        }
+        }))
     }
 
-    /// Maps it for the guest of this generation, unless it is. Whether it is then; `None` where nothing was to be done.
+    /// Mapped blob by blob.
+    pub(super) fn on_demand(mapper: &'a mut dyn WindowMapper) -> Self {
+        Self(Mode::OnDemand {
+            mappings: Mappings::new(mapper, MAX_MAPPINGS),
+            generation: None,
+        })
+    }
+
+    /// Maps the whole of it for the guest of this generation, unless it is. Whether it is then; `None` where nothing was to be done.
     pub(super) fn map(&mut self, generation: u32) -> Option<bool> {
-        let mapper = self.mapper.as_mut()?;
-        match self.mapped_in {
+        let Mode::Whole {
+            window,
+            mappings,
+            mapped_in,
+        } = &mut self.0
+        else {
+            return None;
+        };
+        match *mapped_in {
             Some(mapped_in) if mapped_in == generation => return None,
-            Some(_) => mapper.forget(),
+            Some(_) => mappings.table.doubt_all(),
             None => {}
         }
-        let mapped = mapper.map().is_ok();
-        self.mapped_in = mapped.then_some(generation);
+        let mapped = mappings.map(window).is_ok();
+        *mapped_in = mapped.then_some(generation);
         Some(mapped)
     }
 
-    /// Unmaps what the guest of this generation has.
-    pub(super) fn unmap(&mut self, generation: u32) {
-        if let Some(mapper) = self.mapper.as_mut()
-            && let Some(mapped_in) = self.mapped_in.take()
-        {
-            if mapped_in == generation {
-                mapper.unmap();
-            } else {
-                mapper.forget();
+    /// Makes true what a command of the guest of this generation changed. Called after each command, so that what an earlier
+    /// generation had mapped is gone by its first response. Nothing is to be done where blobs are not mapped one by one.
+    pub(super) fn change(
+        &mut self,
+        generation: u32,
+        change: Option<WindowChange>,
+    ) -> Result<(), NotMapped> {
+        let Mode::OnDemand {
+            mappings,
+            generation: of,
+        } = &mut self.0
+        else {
+            return Ok(());
+        };
+        if of.is_some_and(|of| of != generation) {
+            *of = None;
+            mappings.table.doubt_all();
+            mappings.unmap_all();
+        }
+        match change {
+            None => Ok(()),
+            Some(WindowChange::Map(mapping)) => {
+                *of = Some(generation);
+                mappings.map(&mapping)
+            }
+            Some(WindowChange::Unmap(mapping)) => {
+                if mappings.table.release(mapping.span) {
+                    // If it does not go now, it will when the place is needed.
+                    let _ = mappings.unmap(mapping.span);
+                }
+                Ok(())
             }
         }
+    }
+
+    /// Unmaps all that the guest has: nothing of this generation is left.
+    pub(super) fn unmap(&mut self, generation: u32) {
+        let (mappings, of) = match &mut self.0 {
+            Mode::Premapped => return,
+            Mode::Whole {
+                mappings,
+                mapped_in,
+                ..
+            } => (mappings, mapped_in),
+            Mode::OnDemand {
+                mappings,
+                generation,
+            } => (mappings, generation),
+        };
+        // Once, however it goes: a VMM that does not answer is not asked again with each command.
+        if let Some(of) = of.take() {
+            if of != generation {
+                mappings.table.doubt_all();
+            }
+            mappings.unmap_all();
+        }
+    }
+}
+
+/// The table, and the messages that keep it true.
+struct Mappings<'a> {
+    mapper: &'a mut dyn WindowMapper,
+    table: Table,
+}
+
+impl<'a> Mappings<'a> {
+    fn new(mapper: &'a mut dyn WindowMapper, limit: usize) -> Self {
+        Self {
+            mapper,
+            table: Table::new(limit),
+        }
+    }
+
+    /// What may be in the way is unmapped first: to unmap what is not there harms no VMM, to map over what is there may.
+    fn map(&mut self, wanted: &Mapping) -> Result<(), NotMapped> {
+        let in_the_way = match self.table.plan(wanted)? {
+            Plan::Cached => return Ok(()),
+            Plan::MapAfter(spans) => spans,
+        };
+        for span in in_the_way {
+            self.unmap(span).map_err(|_| NotMapped::Vmm)?;
+        }
+        match self.mapper.map(wanted) {
+            Ok(()) => {
+                self.table.insert(wanted.clone(), true);
+                Ok(())
+            }
+            Err(error) => {
+                if error == MapperError::Unknown {
+                    self.table.insert(wanted.clone(), false);
+                }
+                Err(NotMapped::Vmm)
+            }
+        }
+    }
+
+    fn unmap(&mut self, span: Span) -> Result<(), MapperError> {
+        match self.mapper.unmap(span) {
+            // A VMM that refuses does not have it.
+            Ok(()) | Err(MapperError::Refused) => {
+                self.table.remove(span);
+                Ok(())
+            }
+            Err(error) => {
+                self.table.doubt(span);
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends with the first that is not answered: so would the others be.
+    fn unmap_all(&mut self) {
+        let _ = self
+            .table
+            .all()
+            .into_iter()
+            .try_for_each(|span| self.unmap(span));
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[derive(Default)]
-    struct Log(Vec<&'static str>, bool);
-
-    impl WindowMapper for Log {
-        fn map(&mut self) -> io::Result<()> {
-            self.0.push("map");
-            if self.1 {
-                Err(io::ErrorKind::TimedOut.into())
-            } else {
-                Ok(())
-            }
-        }
-
-        fn unmap(&mut self) {
-            self.0.push("unmap");
-        }
-
-        fn forget(&mut self) {
-            self.0.push("forget");
-        }
-    }
-
-    #[test]
-    fn a_mapping_belongs_to_one_generation_of_the_guest() {
-        let mut log = Log::default();
-        let mut window = LateWindow::new(&mut log);
-        window.unmap(0);
-        assert_eq!(window.map(0), Some(true));
-        assert_eq!(window.map(0), None);
-        window.unmap(0);
-        window.unmap(0);
-        assert_eq!(window.map(0), Some(true));
-        assert_eq!(window.map(1), Some(true));
-        window.unmap(2);
-        assert_eq!(log.0, ["map", "unmap", "map", "forget", "map", "forget"]);
-    }
-
-    #[test]
-    fn what_failed_is_tried_again() {
-        let mut log = Log(Vec::new(), true);
-        let mut window = LateWindow::new(&mut log);
-        assert_eq!(window.map(0), Some(false));
-        window.unmap(0);
-        assert_eq!(window.map(0), Some(false));
-        assert_eq!(log.0, ["map", "map"]);
-        assert_eq!(LateWindow::premapped().map(0), None);
-    }
-}
+mod tests;

@@ -123,7 +123,7 @@ fn memory_record(key: MemoryKey, memory: &Memory) -> MemoryRecord {
             Home::Device if memory.attachment.is_some() => HomeRecord::Device,
             Home::Device => HomeRecord::NoDevice,
             // Foreign memory is a reason to save nothing.
-            Home::Pages(_) | Home::Unbacked | Home::Foreign(_) => HomeRecord::Guest,
+            Home::Pages(_) | Home::Unbacked | Home::Foreign { .. } => HomeRecord::Guest,
         },
         uuid: memory.uuid.map(Uuid::into_bytes),
         shown: memory.export.is_some(),

@@ -390,3 +390,98 @@ fn memory_of_a_host_process_is_imported() {
     shown.viewer.take_back(uuid).unwrap();
     assert_eq!(shown.ask(import(CLIENT)), Status::UnknownUuid);
 }
+
+/// Memory of 4 pages that a host process handed in, named [`CLIENT`].
+fn foreign(shown: &mut Shown) -> File {
+    let memory = crate::provider::sealed_memfd("foreign", 4 * PAGE).unwrap();
+    let file = File::from(memory.try_clone().unwrap());
+    let uuid = shown.viewer.hand_in(memory).unwrap();
+    let client_id = CLIENT;
+    assert_eq!(shown.ask(Import { client_id, uuid }), Status::Ok);
+    file
+}
+
+fn inode(file: &File) -> u64 {
+    std::os::unix::fs::MetadataExt::ino(&file.metadata().unwrap())
+}
+
+#[test]
+fn memory_of_a_host_process_is_mapped_where_blobs_are_mapped_one_by_one() {
+    let mut shown = Shown::new();
+    shown.fixture.guest.window_mode = WindowMode::OnDemand;
+    let file = foreign(&mut shown);
+    let client_id = CLIENT;
+    assert_eq!(shown.ask(BindClientId { client_id }), Status::Ok);
+    let guest = &mut shown.fixture;
+    guest.blob(1, RESOURCE, CLIENT, 4 * PAGE).unwrap();
+    assert_eq!(guest.guest.mapping(RESOURCE), None);
+    guest.guest.map_blob(RESOURCE, 8 * PAGE).unwrap();
+    let mapping = guest.guest.mapping(RESOURCE).unwrap();
+    assert_eq!(
+        (mapping.span.start(), mapping.span.len()),
+        (8 * PAGE, 4 * PAGE)
+    );
+    assert_eq!(inode(&mapping.file.unwrap()), inode(&file));
+
+    // Nobody else gets the place, and its own bytes are left alone.
+    guest.plain(1, 2, PAGE).unwrap();
+    let taken = guest.guest.map_blob(2, 9 * PAGE).unwrap_err();
+    assert!(matches!(taken, Error::Occupied { .. }), "{taken}");
+    let fill = Fill {
+        range: range(CLIENT, 0, 4 * PAGE),
+        value: 9,
+    };
+    assert_eq!(shown.ask(fill), Status::Ok);
+    let guest = &mut shown.fixture;
+    assert!(guest.all(8, 4, 0), "the GPU writes into the file");
+    let mut bytes = [0; 4];
+    file.read_exact_at(&mut bytes, 3 * PAGE).unwrap();
+    assert_eq!(bytes, [9, 0, 0, 0]);
+
+    // Unmapped, the place is free; mapped elsewhere it is the same file.
+    guest.guest.unmap_blob(RESOURCE).unwrap();
+    assert_eq!(guest.guest.mapping(RESOURCE), None);
+    guest.guest.map_blob(2, 9 * PAGE).unwrap();
+    let own = guest.guest.mapping(2).unwrap();
+    assert_eq!((own.span.start(), own.file.is_none()), (9 * PAGE, true));
+    assert!(guest.all(9, 1, 0));
+    guest.guest.map_blob(RESOURCE, 0).unwrap();
+    let mapping = guest.guest.mapping(RESOURCE).unwrap();
+    assert_eq!(inode(&mapping.file.unwrap()), inode(&file));
+    guest.guest.unref(RESOURCE).unwrap();
+    guest.plain(1, 3, PAGE).unwrap();
+    guest.guest.map_blob(3, PAGE).unwrap();
+}
+
+#[test]
+fn memory_of_a_host_process_is_not_mapped_into_a_whole_window() {
+    let mut shown = Shown::new();
+    foreign(&mut shown);
+    let client_id = CLIENT;
+    assert_eq!(shown.ask(BindClientId { client_id }), Status::NotMappable);
+}
+
+#[test]
+fn a_mapped_memory_of_a_host_process_outlives_its_context_and_no_reset() {
+    let mut shown = Shown::new();
+    shown.fixture.guest.window_mode = WindowMode::OnDemand;
+    foreign(&mut shown);
+    let client_id = CLIENT;
+    assert_eq!(shown.ask(BindClientId { client_id }), Status::Ok);
+    let guest = &mut shown.fixture.guest;
+    let spec = BlobSpec {
+        resource_id: RESOURCE,
+        blob_mem: blob_mem::HOST3D,
+        blob_flags: blob_flag::USE_MAPPABLE,
+        blob_id: CLIENT,
+        size: 4 * PAGE,
+    };
+    guest.create_blob(1, &spec, None).unwrap();
+    guest.map_blob(RESOURCE, 0).unwrap();
+    guest.destroy_context(1).unwrap();
+    assert!(guest.mapping(RESOURCE).is_some_and(|m| m.file.is_some()));
+    let held = |guest: &Guest| guest.window().occupancy().held;
+    assert!(held(guest) >= 4 * PAGE);
+    guest.reset();
+    assert_eq!((guest.mapping(RESOURCE), held(guest)), (None, 0));
+}

@@ -535,23 +535,43 @@ impl<D: Device, S: Signals> Engine<D, S> {
             Some(memory) => memory,
             None => &NoPages,
         };
-        let (response, window_in_use, changes) = {
+        let (mut response, change, mut window_in_use, objects) = {
             let mut device = self.device.lock();
             if self.generation.load(Ordering::SeqCst) != tag.generation {
                 return None;
             }
             let response = device.execute(tag.pack(), command, pages);
-            let changes = device.shared_object_changes();
-            (response, device.window_in_use(), changes)
+            let objects = device.shared_object_changes();
+            let change = device.window_change();
+            (response, change, device.window_in_use(), objects)
         };
-        for (uuid, is_there) in changes {
+        for (uuid, is_there) in objects {
             self.interrupts.announce(uuid, is_there);
+        }
+        // Under no lock, as above, and before the response: the guest reaches for the blob when it has that.
+        if let Err(reason) = window.change(tag.generation, change) {
+            (response, window_in_use) = self.take_back(tag, command, &reason.to_string())?;
         }
         if !window_in_use {
             // Before the response: a guest that has let go of everything may reset the device next.
             window.unmap(tag.generation);
         }
         response
+    }
+
+    /// The device takes a mapping back: its response to that, and whether it uses the window. `None` when it was reset meanwhile.
+    fn take_back(
+        &self,
+        tag: Tag,
+        command: &[u8],
+        reason: &str,
+    ) -> Option<(Option<Response>, bool)> {
+        let mut device = self.device.lock();
+        if self.generation.load(Ordering::SeqCst) != tag.generation {
+            return None;
+        }
+        let response = device.not_mapped(tag.pack(), command, reason);
+        Some((response, device.window_in_use()))
     }
 
     fn give_back(&self, tag: Tag, response: &Response) {

@@ -1,9 +1,11 @@
-//! Our messages to the VMM (the backend channel): SHMEM_MAP and SHMEM_UNMAP of the whole window.
+//! Our messages to the VMM (the backend channel): SHMEM_MAP and SHMEM_UNMAP.
 //!
 //! The crate's client for this channel waits for ever. A VMM that has stopped its device does not read the channel (crosvm, while it sleeps), and a
 //! broken one never answers; so here replies have a deadline, a late one is known for what it is, and the end of the connection ends the wait.
 
 use std::collections::VecDeque;
+use std::fmt::Display;
+use std::fs::File;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
@@ -12,6 +14,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hostblob_allocator::Mapping;
+use hostblob_allocator::window::Span;
 use parking_lot::{Condvar, Mutex};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
@@ -20,7 +24,7 @@ use vhost::vhost_user::message::{BackendReq, VhostUserMMap, VhostUserMMapFlags};
 use vm_memory::ByteValued;
 
 use crate::ratelimit::RateLimiter;
-use crate::transport::WindowMapper;
+use crate::transport::{MapperError, WindowMapper};
 
 /// Shared memory region of the window: `VIRTIO_GPU_SHM_ID_HOST_VISIBLE`.
 pub(super) const WINDOW_REGION: u8 = 1;
@@ -59,6 +63,16 @@ enum Failure {
     Confused,
     #[error("{0}")]
     Broken(#[from] io::Error),
+}
+
+impl From<&Failure> for MapperError {
+    fn from(failure: &Failure) -> Self {
+        match failure {
+            Failure::NotNegotiated => Self::NotAsked,
+            Failure::Refused(_) => Self::Refused,
+            Failure::Timeout | Failure::Confused | Failure::Broken(_) => Self::Unknown,
+        }
+    }
 }
 
 /// The channel as the message thread sees it.
@@ -164,47 +178,47 @@ impl Channel {
     }
 }
 
-/// Maps the window through the channel. The queue thread has it.
+/// Maps ranges of the window through the channel. The queue thread has it.
 #[derive(Debug)]
 pub(super) struct Mapper {
     channel: Arc<Channel>,
     window: OwnedFd,
-    size: u64,
     /// The socket that the rest belongs to.
     socket: Option<Arc<UnixStream>>,
     /// Requests that have not been answered, the oldest first.
     owed: VecDeque<BackendReq>,
     partial: Vec<u8>,
-    /// The window may be mapped although we did not hear so.
-    unsure: bool,
-    /// Whether the VMM makes the window a part of guest memory, once that is known.
+    /// Whether the VMM makes what it maps a part of guest memory, once that is known.
     changes_memory: Option<bool>,
     log: RateLimiter,
 }
 
 impl Mapper {
-    pub(super) fn new(channel: Arc<Channel>, window: OwnedFd, size: u64) -> Self {
+    pub(super) fn new(channel: Arc<Channel>, window: OwnedFd) -> Self {
         Self {
             channel,
             window,
-            size,
             socket: None,
             owed: VecDeque::new(),
             partial: Vec::new(),
-            unsure: false,
             changes_memory: None,
             log: RateLimiter::new(),
         }
     }
 
-    fn request(&mut self, request: BackendReq) -> Result<(), Failure> {
+    fn request(
+        &mut self,
+        request: BackendReq,
+        span: Span,
+        file: Option<&File>,
+    ) -> Result<(), Failure> {
         let channel = Arc::clone(&self.channel);
         let sent = channel.with_socket(|socket| {
             self.belong_to(socket);
             if self.owed.len() >= MAX_OWED {
                 return Err(Failure::Timeout);
             }
-            self.send(socket, request)?;
+            self.send(socket, request, span, file)?;
             Ok(Arc::clone(socket))
         });
         let socket = match sent.ok_or(Failure::NotNegotiated)? {
@@ -243,16 +257,27 @@ impl Mapper {
         }
     }
 
-    fn send(&self, socket: &UnixStream, request: BackendReq) -> io::Result<()> {
+    /// `file` is what is mapped from its beginning on; else it is the window's own, at the same place.
+    fn send(
+        &self,
+        socket: &UnixStream,
+        request: BackendReq,
+        span: Span,
+        file: Option<&File>,
+    ) -> io::Result<()> {
+        let (file, fd_offset) = match file {
+            Some(file) => (file.as_fd(), 0),
+            None => (self.window.as_fd(), span.start()),
+        };
         let body = VhostUserMMap {
             shmid: WINDOW_REGION,
             padding: [0; 7],
-            fd_offset: 0,
-            shm_offset: 0,
-            len: self.size,
+            fd_offset,
+            shm_offset: span.start(),
+            len: span.len(),
             flags: VhostUserMMapFlags::WRITABLE.bits(),
         };
-        let file = (request == BackendReq::SHMEM_MAP).then_some(self.window.as_fd());
+        let file = (request == BackendReq::SHMEM_MAP).then_some(file);
         send(socket, request, VERSION | NEED_REPLY, body.as_slice(), file)
     }
 
@@ -290,17 +315,6 @@ impl Mapper {
             Failure::Confused
         })
     }
-
-    fn try_map(&mut self) -> Result<(), Failure> {
-        match self.request(BackendReq::SHMEM_MAP) {
-            Err(Failure::Refused(_)) if self.unsure => {
-                // It is mapped since before a reset or a late answer. What is unmapped now is what is mapped again.
-                let _ = self.request(BackendReq::SHMEM_UNMAP);
-                self.request(BackendReq::SHMEM_MAP)
-            }
-            other => other,
-        }
-    }
 }
 
 impl Mapper {
@@ -312,45 +326,44 @@ impl Mapper {
             self.changes_memory.get_or_insert(changed);
         }
     }
+
+    fn failed(&mut self, what: &str, span: Span, failure: &Failure) -> MapperError {
+        let span = Range(span);
+        self.log
+            .warn(format_args!("the VMM did not {what} {span}: {failure}"));
+        failure.into()
+    }
 }
 
 impl WindowMapper for Mapper {
-    fn map(&mut self) -> io::Result<()> {
+    fn map(&mut self, mapping: &Mapping) -> Result<(), MapperError> {
         let changes_before = self.channel.changes();
-        match self.try_map() {
-            Ok(()) => {
-                self.unsure = false;
-                self.wait_until_done(changes_before);
-                log::debug!("the VMM mapped the window");
-                Ok(())
-            }
-            Err(failure) => {
-                self.unsure |= !matches!(failure, Failure::NotNegotiated | Failure::Refused(_));
-                let line = format!("the VMM did not map the window: {failure}");
-                self.log.warn(format_args!("{line}"));
-                Err(io::Error::other(line))
-            }
-        }
+        let (span, file) = (mapping.span, mapping.file.as_deref());
+        self.request(BackendReq::SHMEM_MAP, span, file)
+            .map_err(|failure| self.failed("map", span, &failure))?;
+        self.wait_until_done(changes_before);
+        log::debug!("the VMM mapped {}", Range(span));
+        Ok(())
     }
 
-    fn unmap(&mut self) {
+    fn unmap(&mut self, span: Span) -> Result<(), MapperError> {
         let changes_before = self.channel.changes();
-        match self.request(BackendReq::SHMEM_UNMAP) {
-            Ok(()) => {
-                // So that its change is not taken for that of the next mapping.
-                self.wait_until_done(changes_before);
-                log::debug!("the VMM unmapped the window");
-            }
-            Err(failure) => {
-                self.unsure = true;
-                self.log
-                    .warn(format_args!("the VMM did not unmap the window: {failure}"));
-            }
-        }
+        self.request(BackendReq::SHMEM_UNMAP, span, None)
+            .map_err(|failure| self.failed("unmap", span, &failure))?;
+        // So that its change is not taken for that of the next mapping.
+        self.wait_until_done(changes_before);
+        log::debug!("the VMM unmapped {}", Range(span));
+        Ok(())
     }
+}
 
-    fn forget(&mut self) {
-        self.unsure = true;
+/// A part of the window, for people.
+struct Range(Span);
+
+impl Display for Range {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (start, length) = (self.0.start(), self.0.len());
+        write!(f, "{length:#x} bytes at {start:#x} of the window")
     }
 }
 

@@ -4,7 +4,9 @@
 //! with the ranges themselves.
 
 use std::fs::File;
+use std::os::fd::AsFd;
 
+use hostblob_allocator::exports::is_dma_buf;
 use vhost::vhost_user::message::VhostUserMemoryRegion;
 use vm_memory::GuestMemoryMmap;
 
@@ -54,7 +56,9 @@ impl MemoryTable {
         region: &VhostUserMemoryRegion,
         file: File,
     ) -> Result<(), DmaError> {
-        let file = Some((file, region.mmap_offset));
+        // A dma-buf of a host process that the VMM mapped for us. Its length cannot be checked here, and the device has no business there.
+        let is_dma_buf = is_dma_buf(file.as_fd()).unwrap_or(false);
+        let file = (!is_dma_buf).then_some((file, region.mmap_offset));
         let range = Range::of(region);
         self.ranges.map(range.guest, range.size, file, true)?;
         self.users.push(range);

@@ -11,6 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex as StdMutex};
 use std::thread::JoinHandle;
 
+use hostblob_capset::WindowMode;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use vhost::vhost_user::message::FrontendReq;
 use vhost::vhost_user::{BackendReqHandler, Error as ProtocolError};
@@ -38,7 +39,8 @@ pub(super) fn run<D: Device>(
     let socket = stream.try_clone().map_err(system("the connection"))?;
     let peeked = stream.try_clone().map_err(system("the connection"))?;
     let channel = Arc::<Channel>::default();
-    let mut mapper = Mapper::new(Arc::clone(&channel), window, device.window_size());
+    let mut mapper = Mapper::new(Arc::clone(&channel), window);
+    let (window_mode, window_size) = (device.window_mode(), device.window_size());
     let engine = Arc::new(Engine::with_signals(
         device,
         wake,
@@ -56,7 +58,16 @@ pub(super) fn run<D: Device>(
 
     let queues = ended.spawn("hostblob-queues", {
         let engine = Arc::clone(&engine);
-        move || engine.run_with(&mut LateWindow::new(&mut mapper))
+        move || {
+            let window = match window_mode {
+                WindowMode::Premapped => LateWindow::whole(&mut mapper, window_size),
+                WindowMode::OnDemand => Ok(LateWindow::on_demand(&mut mapper)),
+            };
+            match window {
+                Ok(mut window) => engine.run_with(&mut window),
+                Err(error) => log::error!("the window cannot be mapped: {error}"),
+            }
+        }
     });
     let queues = queues.map_err(system("a thread for the queues"))?;
     let messages = ended.spawn("hostblob-vhost", move || {

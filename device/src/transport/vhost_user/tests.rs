@@ -8,5 +8,6 @@
 mod exchanges;
 mod hostile;
 mod objects;
+mod on_demand;
 mod state;
 mod vmm;

@@ -1,5 +1,19 @@
 use super::*;
 
+const WINDOW: u64 = 1 << 30;
+
+fn span(offset: u64, length: u64) -> Span {
+    Span::new(offset, length, WINDOW).unwrap()
+}
+
+/// The whole window.
+fn whole() -> Mapping {
+    Mapping {
+        span: span(0, WINDOW),
+        file: None,
+    }
+}
+
 /// A mapper, the VMM's end of its channel, and what reaches the message thread.
 fn mapper() -> (Mapper, UnixStream, Arc<Channel>) {
     let (ours, theirs) = UnixStream::pair().unwrap();
@@ -7,7 +21,7 @@ fn mapper() -> (Mapper, UnixStream, Arc<Channel>) {
     channel.set_socket(ours);
     channel.set_usable(true);
     let window = rustix::fs::memfd_create("window", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-    let mapper = Mapper::new(Arc::clone(&channel), window, 1 << 30);
+    let mapper = Mapper::new(Arc::clone(&channel), window);
     (mapper, theirs, channel)
 }
 
@@ -21,14 +35,14 @@ fn reply(code: u32, flags: u32, size: u32, status: u64) -> Vec<u8> {
 fn map_with(bytes: &[u8]) -> bool {
     let (mut mapper, mut vmm, _) = mapper();
     std::io::Write::write_all(&mut vmm, bytes).unwrap();
-    mapper.map().is_ok()
+    mapper.map(&whole()).is_ok()
 }
 
 #[test]
 fn the_request_is_as_the_specification_has_it() {
     let (mut mapper, mut vmm, _) = mapper();
     std::io::Write::write_all(&mut vmm, &reply(9, 5, 8, 0)).unwrap();
-    mapper.map().unwrap();
+    mapper.map(&whole()).unwrap();
     let mut request = [0; 52];
     std::io::Read::read_exact(&mut vmm, &mut request).unwrap();
     let word = |at: usize| u32::from_ne_bytes(request[at..at + 4].try_into().unwrap());
@@ -37,10 +51,25 @@ fn the_request_is_as_the_specification_has_it() {
     // Region 1, file offset, offset in the region, length, read and write.
     assert_eq!([12, 20, 28, 36, 44].map(long), [1, 0, 0, 1 << 30, 1]);
     std::io::Write::write_all(&mut vmm, &reply(10, 5, 8, 0)).unwrap();
-    mapper.unmap();
+    mapper.unmap(whole().span).unwrap();
     std::io::Read::read_exact(&mut vmm, &mut request).unwrap();
     let code = u32::from_ne_bytes(request[..4].try_into().unwrap());
     assert_eq!(code, 10);
+}
+
+#[test]
+fn a_blob_is_its_part_of_the_window_and_other_memory_the_beginning_of_its_file() {
+    let (mut mapper, mut vmm, _) = mapper();
+    let file = rustix::fs::memfd_create("foreign", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    let span = span(0x5000, 0x2000);
+    for (file, offset) in [(None, 0x5000), (Some(Arc::new(File::from(file))), 0)] {
+        std::io::Write::write_all(&mut vmm, &reply(9, 5, 8, 0)).unwrap();
+        mapper.map(&Mapping { span, file }).unwrap();
+        let mut request = [0; 52];
+        std::io::Read::read_exact(&mut vmm, &mut request).unwrap();
+        let long = |at: usize| u64::from_ne_bytes(request[at..at + 8].try_into().unwrap());
+        assert_eq!([20, 28, 36].map(long), [offset, 0x5000, 0x2000]);
+    }
 }
 
 #[test]
@@ -62,15 +91,17 @@ fn a_late_answer_belongs_to_its_question() {
     let half = reply(9, 5, 8, 0);
     std::io::Write::write_all(&mut vmm, &half[..7]).unwrap();
     let start = Instant::now();
-    assert!(mapper.map().is_err());
+    assert_eq!(mapper.map(&whole()), Err(MapperError::Unknown));
     assert!(start.elapsed() >= REPLY_TIMEOUT);
     // The rest of the first answer, then those to a refused second try, to the unmapping, to the third.
     std::io::Write::write_all(&mut vmm, &half[7..]).unwrap();
     for (code, status) in [(9, 17), (10, 0), (9, 0)] {
         std::io::Write::write_all(&mut vmm, &reply(code, 5, 8, status)).unwrap();
     }
-    mapper.map().unwrap();
-    assert!(mapper.owed.is_empty() && mapper.partial.is_empty() && !mapper.unsure);
+    assert_eq!(mapper.map(&whole()), Err(MapperError::Refused));
+    mapper.unmap(whole().span).unwrap();
+    mapper.map(&whole()).unwrap();
+    assert!(mapper.owed.is_empty() && mapper.partial.is_empty());
 }
 
 #[test]
@@ -78,14 +109,15 @@ fn a_closed_or_missing_channel_fails_at_once() {
     let start = Instant::now();
     let (mut mapper, vmm, channel) = mapper();
     drop(vmm);
-    assert!(mapper.map().is_err());
+    assert!(mapper.map(&whole()).is_err());
     channel.close();
-    assert!(mapper.map().is_err());
-    mapper.unmap();
+    assert!(mapper.map(&whole()).is_err());
+    let unmapped = mapper.unmap(whole().span);
+    assert_eq!(unmapped, Err(MapperError::NotAsked));
     let (ours, _theirs) = UnixStream::pair().unwrap();
     channel.set_socket(ours);
     channel.set_usable(false);
-    assert!(mapper.map().is_err());
+    assert!(mapper.map(&whole()).is_err());
     assert!(start.elapsed() < REPLY_TIMEOUT);
 }
 
@@ -94,14 +126,17 @@ fn a_vmm_that_answers_first_is_waited_for() {
     let (mut mapper, mut vmm, channel) = mapper();
     let replies = [reply(9, 5, 8, 0), reply(10, 5, 8, 0)].concat();
     std::io::Write::write_all(&mut vmm, &replies).unwrap();
-    for step in [|mapper: &mut Mapper| mapper.map().unwrap(), Mapper::unmap] {
+    for step in [
+        |mapper: &mut Mapper| mapper.map(&whole()),
+        |mapper: &mut Mapper| mapper.unmap(whole().span),
+    ] {
         let channel = Arc::clone(&channel);
         let start = Instant::now();
         let later = std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(20));
             channel.memory_changed();
         });
-        step(&mut mapper);
+        step(&mut mapper).unwrap();
         assert!(start.elapsed() >= Duration::from_millis(19));
         later.join().unwrap();
     }
@@ -112,9 +147,9 @@ fn a_vmm_that_changes_no_memory_is_waited_for_once() {
     let (mut mapper, mut vmm, _) = mapper();
     std::io::Write::write_all(&mut vmm, &reply(9, 5, 8, 0).repeat(2)).unwrap();
     let start = Instant::now();
-    mapper.map().unwrap();
+    mapper.map(&whole()).unwrap();
     assert!(start.elapsed() >= CHANGE_TIMEOUT);
     let start = Instant::now();
-    mapper.map().unwrap();
+    mapper.map(&whole()).unwrap();
     assert!(start.elapsed() < CHANGE_TIMEOUT);
 }

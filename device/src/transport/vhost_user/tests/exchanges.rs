@@ -1,5 +1,6 @@
 //! What crosvm and QEMU do, from the first message on.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use hostblob_protocol::virtio_gpu::{cmd, resp};
@@ -49,7 +50,7 @@ fn crosvm_finds_the_device_and_maps_the_window_once() {
     let (file, shm, length) = (request.fd_offset, request.shm_offset, request.len);
     assert_eq!((file, shm, length), (0, 0, WINDOW));
     assert_eq!({ request.flags }, VhostUserMMapFlags::WRITABLE.bits());
-    let length = vmm.shmem.mapped.lock().as_ref().unwrap().metadata();
+    let length = vmm.shmem.mapped.lock()[0].2.metadata();
     assert_eq!(length.unwrap().len(), WINDOW);
 
     assert_eq!(vmm.unmap_blob(1), resp::OK_NODATA);
@@ -61,7 +62,7 @@ fn crosvm_finds_the_device_and_maps_the_window_once() {
     let (_, request) = vmm.shmem.log.lock()[1];
     let range = (request.shmid, request.shm_offset, request.len);
     assert_eq!(range, (1, 0, WINDOW));
-    assert!(vmm.shmem.mapped.lock().is_none());
+    assert!(!vmm.shmem.is_mapped());
 }
 
 #[test]
@@ -92,8 +93,8 @@ fn crosvm_resets_and_its_mapping_survives_that() {
     crosvm::negotiate(&mut vmm);
     crosvm::activate(&mut vmm, [0, 0]);
     hold_a_blob(&mut vmm, 1, 1);
-    assert_eq!(vmm.shmem.names(), ["map", "map", "unmap", "map"]);
-    assert!(vmm.shmem.mapped.lock().is_some());
+    assert_eq!(vmm.shmem.names(), ["map", "unmap", "map"]);
+    assert!(vmm.shmem.is_mapped());
 }
 
 #[test]
@@ -145,7 +146,7 @@ fn qemu_stops_the_device_while_it_is_asked_for_the_window() {
         frontend.reset_device().unwrap();
     }));
     vmm.offer(0, &bytes(cmd::RESOURCE_MAP_BLOB, 0, &map_body(1)));
-    while vmm.shmem.mapped.lock().is_none() {
+    while !vmm.shmem.is_mapped() {
         std::thread::sleep(Duration::from_millis(1));
     }
     assert!(
@@ -153,11 +154,11 @@ fn qemu_stops_the_device_while_it_is_asked_for_the_window() {
         "the command went with the reset"
     );
     // QEMU unmaps by itself when it resets a device.
-    vmm.shmem.mapped.lock().take();
+    vmm.shmem.mapped.lock().clear();
     vmm.fresh_queues();
     qemu::start(&mut vmm, [0, 0]);
     hold_a_blob(&mut vmm, 1, 1);
-    assert_eq!(vmm.shmem.names(), ["map", "map"]);
+    assert_eq!(vmm.shmem.names(), ["map", "unmap", "map"], "to be sure");
 }
 
 #[test]
@@ -168,11 +169,12 @@ fn qemu_resets_without_a_word_and_nothing_is_left() {
         hold_a_blob(&mut vmm, 1, 1);
         // `virtio_reset`: RESET_DEVICE is agreed on, and not sent.
         qemu::stop(&mut vmm);
-        vmm.shmem.mapped.lock().take();
+        vmm.shmem.mapped.lock().clear();
         vmm.fresh_queues();
         qemu::start(&mut vmm, [0, 0]);
     }
-    assert_eq!(vmm.shmem.names(), ["map"; 3]);
+    let expected = ["map", "unmap", "map", "unmap", "map"];
+    assert_eq!(vmm.shmem.names(), expected, "to be sure");
 }
 
 #[test]
@@ -288,7 +290,9 @@ fn a_refused_or_unanswered_mapping_fails_the_command_and_changes_nothing() {
     // The answer comes late, and the window is mapped then. That is found out and put in order.
     *vmm.shmem.answer.lock() = Answer::Yes;
     assert_eq!(vmm.map_blob(1), resp::OK_MAP_INFO);
-    assert_eq!(vmm.shmem.names(), ["map", "map", "map", "unmap", "map"]);
-    assert!(vmm.shmem.mapped.lock().is_some());
+    assert_eq!(vmm.shmem.names(), ["map", "map", "unmap", "map"]);
+    let overlaps = vmm.shmem.overlaps.load(Ordering::Relaxed);
+    assert_eq!(overlaps, 0, "it is never asked to map over what it has");
+    assert!(vmm.shmem.is_mapped());
     assert_eq!(vmm.unmap_blob(1), resp::OK_NODATA);
 }

@@ -100,7 +100,7 @@ fn another_device_finds_a_blob_by_its_uuid() {
     shareable(&mut vmm, 1);
     shareable(&mut vmm, 2);
     assert_eq!(vmm.map_blob(1), resp::OK_MAP_INFO);
-    let window = vmm.shmem.mapped.lock().as_ref().unwrap().try_clone();
+    let window = vmm.shmem.mapped.lock()[0].2.try_clone();
     window.unwrap().write_all_at(b"a frame", PAGE).unwrap();
     let (one, two) = (assign_uuid(&mut vmm, 1), assign_uuid(&mut vmm, 2));
     assert_ne!(one, two);

@@ -54,7 +54,7 @@ fn load(vmm: &Vmm, bytes: &[u8]) -> bool {
 fn mapped(vmm: &Vmm) -> File {
     let start = Instant::now();
     loop {
-        if let Some(file) = &*vmm.shmem.mapped.lock() {
+        if let Some((_, _, file)) = vmm.shmem.mapped.lock().first() {
             return file.try_clone().unwrap();
         }
         assert!(start.elapsed() < Duration::from_secs(10), "no window");

@@ -6,13 +6,17 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use hostblob_allocator::exports::Exports;
 use hostblob_allocator::provider::fake::FakeProvider;
-use hostblob_allocator::{Config as Limits, Host};
+use hostblob_allocator::{Config as Limits, Host, Outside};
+use hostblob_capset::WindowMode;
 use hostblob_protocol::virtio_gpu::{
-    CtrlHdr, CtxCreate, ResourceCreateBlob, ResourceMapBlob, ResourceOnly, blob_flag, blob_mem, cmd,
+    CmdSubmit, CtrlHdr, CtxCreate, ResourceCreateBlob, ResourceMapBlob, ResourceOnly, blob_flag,
+    blob_mem, cmd,
 };
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags};
@@ -40,6 +44,15 @@ pub(super) const F_PROTOCOL_FEATURES: u64 = 1 << 30;
 pub(super) const SIZE: u16 = 64;
 const PATIENCE: Duration = Duration::from_secs(10);
 
+fn limits(memory: u64) -> Limits {
+    Limits {
+        window_size: WINDOW,
+        memory_limit: memory,
+        context_limit: memory,
+        warm_limit: 0,
+    }
+}
+
 /// The daemon's side: listens until it is dropped.
 pub(super) struct Daemon {
     pub(super) path: PathBuf,
@@ -49,14 +62,24 @@ pub(super) struct Daemon {
 
 impl Daemon {
     pub(super) fn start() -> Self {
-        let limits = Limits {
-            window_size: WINDOW,
-            memory_limit: 1 << 20,
-            context_limit: 1 << 20,
-            warm_limit: 0,
-        };
-        let host = Host::new(Arc::new(FakeProvider::new()) as _, limits).unwrap();
+        let host = Host::new(Arc::new(FakeProvider::new()) as _, limits(1 << 20)).unwrap();
         Self::serving(move |waker| Gpu::new(&host, CAPSET_ID, BlobMem::all(), waker))
+    }
+
+    /// With blobs mapped one by one, and memory for many.
+    pub(super) fn on_demand() -> (Self, Arc<Exports>) {
+        let exports = Exports::new();
+        let provider = Arc::new(FakeProvider::new());
+        let outside = Outside {
+            exports: Some(Arc::clone(&exports)),
+            exporter: None,
+        };
+        let host = Host::with_outside(provider, limits(64 << 20), outside).unwrap();
+        let daemon = Self::serving(move |waker| {
+            let mode = WindowMode::OnDemand;
+            Gpu::in_mode(&host, CAPSET_ID, BlobMem::all(), mode, waker)
+        });
+        (daemon, exports)
     }
 
     pub(super) fn serving<D: crate::transport::Device>(
@@ -112,16 +135,32 @@ type Hook = Box<dyn FnOnce() + Send>;
 pub(super) struct Shmem {
     pub(super) log: Mutex<Vec<(&'static str, VhostUserMMap)>>,
     pub(super) answer: Mutex<Answer>,
-    pub(super) mapped: Mutex<Option<File>>,
+    /// What is mapped: offset, length, and the file.
+    pub(super) mapped: Mutex<Vec<(u64, u64, File)>>,
     /// Done in the middle of the next map.
     pub(super) during_map: Mutex<Option<Hook>>,
     /// Shared objects that were announced (`true`) and taken back.
     pub(super) objects: Mutex<Vec<(bool, Uuid)>>,
+    /// How often it was asked to map over what it has.
+    pub(super) overlaps: AtomicUsize,
 }
 
 impl Shmem {
     pub(super) fn names(&self) -> Vec<&'static str> {
         self.log.lock().iter().map(|(name, _)| *name).collect()
+    }
+
+    /// The requests since the last call: name, place, length.
+    pub(super) fn requests(&self) -> Vec<(&'static str, u64, u64)> {
+        let mut log = self.log.lock();
+        let requests = log.drain(..);
+        requests
+            .map(|(name, request)| (name, request.shm_offset, request.len))
+            .collect()
+    }
+
+    pub(super) fn is_mapped(&self) -> bool {
+        !self.mapped.lock().is_empty()
     }
 
     fn respond(&self) -> HandlerResult<u64> {
@@ -155,20 +194,34 @@ impl VhostUserFrontendReqHandler for Shmem {
             hook();
         }
         self.respond()?;
-        if self.mapped.lock().is_some() {
+        let (offset, length) = (request.shm_offset, request.len);
+        let mut mapped = self.mapped.lock();
+        let overlaps =
+            |(start, size, _): &(u64, u64, File)| *start < offset + length && offset < start + size;
+        if mapped.iter().any(overlaps) {
+            self.overlaps.fetch_add(1, Ordering::Relaxed);
             return Err(std::io::Error::from_raw_os_error(libc::EEXIST));
         }
         // SAFETY: the handler has the descriptor open during this call.
         let fd = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) };
-        *self.mapped.lock() = Some(File::from(fd.try_clone_to_owned().unwrap()));
+        let file = File::from(fd.try_clone_to_owned().unwrap());
+        mapped.push((offset, length, file));
         Ok(0)
     }
 
     fn shmem_unmap(&self, request: &VhostUserMMap) -> HandlerResult<u64> {
         self.log.lock().push(("unmap", *request));
         self.respond()?;
-        match self.mapped.lock().take() {
-            Some(_) => Ok(0),
+        let mut mapped = self.mapped.lock();
+        let exactly = (request.shm_offset, request.len);
+        match mapped
+            .iter()
+            .position(|(start, size, _)| (*start, *size) == exactly)
+        {
+            Some(at) => {
+                mapped.remove(at);
+                Ok(0)
+            }
             None => Err(std::io::Error::from_raw_os_error(libc::EINVAL)),
         }
     }
@@ -236,6 +289,7 @@ impl Vmm {
                 mapped: Mutex::default(),
                 during_map: Mutex::default(),
                 objects: Mutex::default(),
+                overlaps: AtomicUsize::new(0),
             }),
             queues: vec![queue(0), queue(1)],
             features: 0,
@@ -414,19 +468,51 @@ impl Vmm {
     }
 
     pub(super) fn create_blob(&mut self, context: u32, resource: u32) -> u32 {
+        self.create_blob_of(context, resource, 0, 4096)
+    }
+
+    pub(super) fn create_blob_of(
+        &mut self,
+        context: u32,
+        resource: u32,
+        blob_id: u64,
+        size: u64,
+    ) -> u32 {
         let body = ResourceCreateBlob {
             resource_id: resource.into(),
             blob_mem: blob_mem::HOST3D.into(),
             blob_flags: blob_flag::USE_MAPPABLE.into(),
             nr_entries: 0.into(),
-            blob_id: 0.into(),
-            size: 4096.into(),
+            blob_id: blob_id.into(),
+            size: size.into(),
         };
         self.run(cmd::RESOURCE_CREATE_BLOB, context, &body)
     }
 
     pub(super) fn map_blob(&mut self, resource: u32) -> u32 {
         self.run(cmd::RESOURCE_MAP_BLOB, 0, &map_body(resource))
+    }
+
+    pub(super) fn map_blob_at(&mut self, resource: u32, offset: u64) -> u32 {
+        let mut body = map_body(resource);
+        body.offset = offset.into();
+        self.run(cmd::RESOURCE_MAP_BLOB, 0, &body)
+    }
+
+    /// Requests of our own protocol.
+    pub(super) fn submit(&mut self, context: u32, envelope: &[u8]) -> u32 {
+        let size = u32::try_from(envelope.len()).unwrap();
+        let body = CmdSubmit {
+            size: size.into(),
+            ..CmdSubmit::default()
+        };
+        let command = [&bytes(cmd::SUBMIT_3D, context, &body), envelope].concat();
+        self.offer(0, &command);
+        kind_of(&self.response(0))
+    }
+
+    pub(super) fn unref(&mut self, resource: u32) -> u32 {
+        self.run(cmd::RESOURCE_UNREF, 0, &only(resource))
     }
 
     pub(super) fn unmap_blob(&mut self, resource: u32) -> u32 {
