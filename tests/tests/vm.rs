@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use hostblob_tests::report;
 use hostblob_tests::scenario::{SMALL_WINDOW, WINDOW};
 use xtask::build;
+use xtask::daemon::Daemon;
 use xtask::vm::{Output, Transport, Vm};
 
 use crate::fixture::{self, Provider};
@@ -22,7 +23,12 @@ struct Boot {
 impl Boot {
     fn new(transport: Transport, group: &str, window: u64) -> Self {
         let daemon = fixture::vm_daemon(transport, Provider::Vulkan, window);
-        let arguments = ["--provider", "vulkan", "--group", group];
+        Self::with(daemon, &["--group", group])
+    }
+
+    /// A boot of these scenarios.
+    fn with(daemon: Daemon, scenarios: &[&str]) -> Self {
+        let arguments = [&["--provider", "vulkan"], scenarios].concat();
         let output =
             fixture::run_in_guest(&daemon, &fixture::guest_program("scenarios"), &arguments);
         fixture::finish(daemon);
@@ -94,6 +100,73 @@ fn run(transport: Transport, program: PathBuf, arguments: &[&str]) -> String {
     fixture::succeeded(&output);
     fixture::finish(daemon);
     output.stdout
+}
+
+/// Each blob a mapping of its own. Here are the scenarios where that matters; others map more blobs than a VMM takes.
+mod vhost_user_on_demand {
+    use super::*;
+
+    fn daemon() -> Daemon {
+        fixture::daemon(Provider::Vulkan, WINDOW)
+            .transport(Transport::VhostUser)
+            .args(["--window-mode", "on-demand"])
+            .start()
+            .expect("hostblobd starts")
+    }
+
+    fn boot(names: &[&str]) -> &'static Boot {
+        static BOOT: OnceLock<Option<Boot>> = OnceLock::new();
+        let new = || std::panic::catch_unwind(|| Boot::with(daemon(), names)).ok();
+        let boot = BOOT.get_or_init(new);
+        boot.as_ref()
+            .expect("the boot, which failed in another test too")
+    }
+
+    macro_rules! scenarios {
+        ($($name:ident,)*) => {
+            const NAMES: &[&str] = &[$(stringify!($name)),*];
+            $(#[test] fn $name() { boot(NAMES).check(stringify!($name)); })*
+        };
+    }
+
+    scenarios! {
+        allocate_write_read_4k,
+        allocate_write_read_1m,
+        allocate_write_read_64m,
+        small_memories_do_not_overlap,
+        memory_written_by_another_process_comes_back_as_zeros,
+        memory_filled_by_another_process_comes_back_as_zeros,
+        memory_still_being_filled_comes_back_as_zeros,
+        memory_freed_by_this_process_comes_back_as_zeros,
+        contents_survive_unmap,
+        killed_process_leaves_nothing,
+    }
+
+    #[test]
+    fn raw_program_handles_200_blobs() {
+        let daemon = daemon();
+        let program = fixture::guest_program("raw_blobs");
+        let output = fixture::run_in_guest(&daemon, &program, &["200"]);
+        fixture::succeeded(&output);
+        fixture::finish(daemon);
+        let live = "200 blobs live at once, each with its own bytes";
+        assert!(output.stdout.contains(live), "{}", output.stdout);
+        print!("{}", output.stdout);
+    }
+
+    /// The guest's program is refused. QEMU, the guest and the daemon go on: the program says why it ends.
+    #[test]
+    fn more_blobs_than_a_vmm_takes_are_refused() {
+        let daemon = daemon();
+        let program = fixture::guest_program("raw_blobs");
+        let output = fixture::run_in_guest(&daemon, &program, &["600"]);
+        let log = daemon.log();
+        fixture::finish(daemon);
+        assert_eq!(output.status, Some(1), "{}", output.stdout);
+        let all = format!("{}{}", output.stdout, output.console);
+        assert!(all.contains("live blob 448"), "{all}");
+        assert!(log.contains("448 blobs are mapped"), "{log}");
+    }
 }
 
 fn raw_program_handles_10000_blobs(transport: Transport) {

@@ -176,7 +176,8 @@ impl<'a> Mappings<'a> {
         }
     }
 
-    /// What may be in the way is unmapped first: to unmap what is not there harms no VMM, to map over what is there may.
+    /// What may be in the way is unmapped first. A VMM refuses to unmap what is not there, and nothing has happened; one that maps over
+    /// another mapping without a word would make the table wrong.
     fn map(&mut self, wanted: &Mapping) -> Result<(), NotMapped> {
         let in_the_way = match self.table.plan(wanted)? {
             Plan::Cached => return Ok(()),

@@ -58,6 +58,13 @@ struct Vmm {
 }
 
 impl Vmm {
+    fn answering<const N: usize>(answers: [Answer; N]) -> Self {
+        Self {
+            answers: answers.into(),
+            ..Self::default()
+        }
+    }
+
     fn names(&self) -> Vec<&'static str> {
         self.log.iter().map(|(name, _)| *name).collect()
     }
@@ -129,8 +136,7 @@ fn a_whole_window_belongs_to_one_generation_of_the_guest() {
 
 #[test]
 fn a_whole_window_that_failed_is_tried_again() {
-    let mut vmm = Vmm::default();
-    vmm.answers = [Answer::No, Answer::Late, Answer::Never].into();
+    let mut vmm = Vmm::answering([Answer::No, Answer::Late, Answer::Never]);
     let mut window = LateWindow::whole(&mut vmm, SIZE).unwrap();
     assert_eq!(window.map(0), Some(false), "refused");
     window.unmap(0);
@@ -206,8 +212,7 @@ fn a_reset_leaves_nothing_to_the_next_guest() {
     assert_eq!(vmm.names(), ["map", "map", "unmap", "unmap", "map"]);
 
     // A VMM that unmaps by itself refuses to do it again.
-    let mut vmm = Vmm::default();
-    vmm.answers = [Answer::Yes, Answer::No].into();
+    let mut vmm = Vmm::answering([Answer::Yes, Answer::No]);
     let mut window = LateWindow::on_demand(&mut vmm);
     window.change(0, wants(own(0, 1))).unwrap();
     window.change(1, None).unwrap();
@@ -217,8 +222,7 @@ fn a_reset_leaves_nothing_to_the_next_guest() {
 
 #[test]
 fn a_vmm_that_does_not_answer_is_not_asked_again_and_again() {
-    let mut vmm = Vmm::default();
-    vmm.answers = [Answer::Yes, Answer::Yes, Answer::Never].into();
+    let mut vmm = Vmm::answering([Answer::Yes, Answer::Yes, Answer::Never]);
     let mut window = LateWindow::on_demand(&mut vmm);
     window.change(0, wants(own(0, 1))).unwrap();
     window.change(0, wants(own(1, 1))).unwrap();
