@@ -93,6 +93,7 @@ pub fn run(role: &str, arguments: &[String]) -> Result<()> {
         "dirty" => dirty(&device, arguments),
         "import" => import(&device),
         "import_uuid" => import_uuid(&device, arguments),
+        "map_foreign" => map_foreign(&device, arguments),
         _ => bail!("no role {role}"),
     }
 }
@@ -177,15 +178,30 @@ fn import(device: &Device) -> Result<()> {
     say(&memory.size().to_string())
 }
 
+/// Names memory that a host process handed in, by its token: checks it and writes to it, by our processor and by the host GPU.
+fn map_foreign(device: &Device, arguments: &[String]) -> Result<()> {
+    let memory = device.import(uuid(arguments)?)?;
+    pattern::check(&memory, SEED).context("mapped memory of a host process")?;
+    pattern::write(&memory, SEED + 1)?;
+    device.fill(&memory, 0, 4096, PEER_FILL)?.wait(None)?;
+    let mut first = [0; 4];
+    memory.read(0, &mut first)?;
+    ensure!(
+        first == PEER_FILL.to_le_bytes(),
+        "the host GPU wrote {first:x?}"
+    );
+    say(&memory.size().to_string())
+}
+
+fn uuid(arguments: &[String]) -> Result<[u8; 16]> {
+    let text = arguments.first().context("which UUID?")?;
+    let digits: String = text.chars().filter(|c| *c != '-').collect();
+    Ok(u128::from_str_radix(&digits, 16)?.to_be_bytes())
+}
+
 /// Names the memory of this UUID, lets the host GPU copy and fill it; in the end nobody else has a name for it.
 fn import_uuid(device: &Device, arguments: &[String]) -> Result<()> {
-    let text = arguments.first().context("which UUID?")?;
-    let digits: Vec<u8> = (0..text.len())
-        .step_by(2)
-        .map(|at| u8::from_str_radix(text.get(at..at + 2).unwrap_or_default(), 16))
-        .collect::<Result<_, _>>()?;
-    let uuid = <[u8; 16]>::try_from(digits).ok().context("16 bytes")?;
-    let memory = device.import(uuid)?;
+    let memory = device.import(uuid(arguments)?)?;
     let copied = device.allocate(&AllocateInfo::new(memory.size()).dedicated())?;
     let copy = |what| -> Result<()> {
         let fence = device.copy(&memory, 0, &copied, 0, memory.size())?;

@@ -2,12 +2,18 @@
 //! Vulkan on the host.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 
+use hostblob_export::Client;
+use hostblob_tests::pattern;
+use hostblob_tests::peer::{PEER_FILL, SEED};
 use hostblob_tests::report;
 use hostblob_tests::scenario::{SMALL_WINDOW, WINDOW};
+use rustix::fs::{MemfdFlags, SealFlags};
 use xtask::build;
 use xtask::daemon::Daemon;
 use xtask::vm::{Output, Transport, Vm};
@@ -152,6 +158,43 @@ mod vhost_user_on_demand {
         let live = "200 blobs live at once, each with its own bytes";
         assert!(output.stdout.contains(live), "{}", output.stdout);
         print!("{}", output.stdout);
+    }
+
+    /// Memory of this process, mapped into a guest by its token: the same bytes on both sides.
+    #[test]
+    fn memory_of_a_host_process_is_mapped() {
+        const SIZE: u64 = 1 << 20;
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = folder.path().join("export.sock");
+        let daemon = fixture::daemon(Provider::Vulkan, WINDOW)
+            .transport(Transport::VhostUser)
+            .args(["--window-mode", "on-demand", "--export-socket"])
+            .args([&socket])
+            .start()
+            .expect("hostblobd starts");
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let memory = File::from(rustix::fs::memfd_create("ours", flags).expect("a memfd"));
+        memory.set_len(SIZE).expect("its size");
+        rustix::fs::fcntl_add_seals(&memory, SealFlags::SHRINK).expect("its seal");
+        let bytes = pattern::bytes(SEED, 0, SIZE);
+        memory.write_all_at(&bytes, 0).expect("its bytes");
+        let mut client = Client::connect(&socket).expect("the export socket");
+        let token = client.hand_in(&memory).expect("a token").to_string();
+        let program = fixture::guest_program("scenarios");
+        let arguments = ["--peer", "map_foreign", &token];
+        let output = fixture::run_in_guest(&daemon, &program, &arguments);
+        fixture::succeeded(&output);
+        let mut seen = vec![0; bytes.len()];
+        memory.read_exact_at(&mut seen, 0).expect("its bytes");
+        let (filled, written) = seen.split_at(4096);
+        let fill = PEER_FILL.to_le_bytes();
+        assert!(filled.chunks(4).all(|word| word == fill), "the GPU's");
+        assert!(
+            written == &pattern::bytes(SEED + 1, 0, SIZE)[4096..],
+            "the processor's"
+        );
+        drop(client);
+        fixture::finish(daemon);
     }
 
     /// The guest's program is refused. QEMU, the guest and the daemon go on: the program says why it ends.
