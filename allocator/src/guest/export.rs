@@ -167,10 +167,12 @@ impl Guest {
             size: foreign.size,
             memory_type,
             // It is not in the window: a VMM that has mapped that as a whole cannot show it.
-            flags: match self.window_mode {
-                WindowMode::Premapped => CreateFlags::empty(),
-                WindowMode::OnDemand => CreateFlags::HOST_VISIBLE,
-            },
+            // Whoever handed it in agreed that guests use it: it may go on to other contexts.
+            flags: CreateFlags::SHAREABLE
+                | match self.window_mode {
+                    WindowMode::Premapped => CreateFlags::empty(),
+                    WindowMode::OnDemand => CreateFlags::HOST_VISIBLE,
+                },
             binding: Binding::Unbound,
             attachment: None,
             released_at: 0,

@@ -412,8 +412,8 @@ fn memory_of_a_host_process_is_mapped_where_blobs_are_mapped_one_by_one() {
     let file = foreign(&mut shown);
     let client_id = CLIENT;
     assert_eq!(shown.ask(BindClientId { client_id }), Status::Ok);
+    shown.blob(RESOURCE, CLIENT);
     let guest = &mut shown.fixture;
-    guest.blob(1, RESOURCE, CLIENT, 4 * PAGE).unwrap();
     assert_eq!(guest.guest.mapping(RESOURCE), None);
     guest.guest.map_blob(RESOURCE, 8 * PAGE).unwrap();
     let mapping = guest.guest.mapping(RESOURCE).unwrap();
@@ -468,15 +468,8 @@ fn a_mapped_memory_of_a_host_process_outlives_its_context_and_no_reset() {
     foreign(&mut shown);
     let client_id = CLIENT;
     assert_eq!(shown.ask(BindClientId { client_id }), Status::Ok);
+    shown.blob(RESOURCE, CLIENT);
     let guest = &mut shown.fixture.guest;
-    let spec = BlobSpec {
-        resource_id: RESOURCE,
-        blob_mem: blob_mem::HOST3D,
-        blob_flags: blob_flag::USE_MAPPABLE,
-        blob_id: CLIENT,
-        size: 4 * PAGE,
-    };
-    guest.create_blob(1, &spec, None).unwrap();
     guest.map_blob(RESOURCE, 0).unwrap();
     guest.destroy_context(1).unwrap();
     assert!(guest.mapping(RESOURCE).is_some_and(|m| m.file.is_some()));

@@ -481,7 +481,7 @@ impl Vmm {
         let body = ResourceCreateBlob {
             resource_id: resource.into(),
             blob_mem: blob_mem::HOST3D.into(),
-            blob_flags: blob_flag::USE_MAPPABLE.into(),
+            blob_flags: (blob_flag::USE_MAPPABLE | blob_flag::USE_SHAREABLE).into(),
             nr_entries: 0.into(),
             blob_id: blob_id.into(),
             size: size.into(),
