@@ -154,6 +154,27 @@ impl Slice {
 }
 
 impl Memory {
+    /// Memory that nobody has a name for, or has used or shared.
+    pub(crate) fn new(context: ContextRef, size: u64, memory_type: u32, home: Home) -> Self {
+        Self {
+            context,
+            names: Vec::new(),
+            uuid: None,
+            export: None,
+            lent: None,
+            announced: false,
+            label: None,
+            size,
+            memory_type,
+            flags: CreateFlags::empty(),
+            binding: Binding::Unbound,
+            attachment: None,
+            released_at: 0,
+            home,
+            _charge: None,
+        }
+    }
+
     /// Checks a guest's range against the size.
     pub(crate) fn slice(&self, offset: u64, length: u64) -> Result<Slice, crate::Error> {
         match offset.checked_add(length) {

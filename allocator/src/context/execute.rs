@@ -211,29 +211,24 @@ impl Guest {
         let charge = self.charge(context, request.size)?;
         let device = self.placement(memory_type) == Placement::Device;
         let key = self.insert_memory(Memory {
-            context: owner,
             names: vec![Name {
                 context: owner,
                 client_id: request.client_id,
                 imported: false,
             }],
-            uuid: None,
-            export: None,
-            lent: None,
-            announced: false,
-            label: None,
-            size: request.size,
-            memory_type,
             flags: request.flags,
             binding: if request.flags.contains(CreateFlags::MAP_DIRECTLY) {
                 Binding::Ready
             } else {
                 Binding::Unbound
             },
-            attachment: None,
-            released_at: 0,
-            home: if device { Home::Device } else { Home::Nowhere },
             _charge: Some(charge),
+            ..Memory::new(
+                owner,
+                request.size,
+                memory_type,
+                if device { Home::Device } else { Home::Nowhere },
+            )
         });
         if let Some(context) = self.contexts.get_mut(&context) {
             context.names.insert(request.client_id, key);

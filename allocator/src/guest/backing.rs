@@ -283,21 +283,14 @@ impl Guest {
         pages: Option<Pages>,
     ) -> MemoryKey {
         self.insert_memory(Memory {
-            context: ContextRef::NOBODY,
-            names: Vec::new(),
-            uuid: None,
-            export: None,
-            lent: None,
-            announced: false,
-            label: None,
-            size: spec.size,
-            memory_type,
             flags: spec.shareable(),
             binding: Binding::Bound(spec.resource_id),
-            attachment: None,
-            released_at: 0,
-            home: pages.map_or(Home::Unbacked, Home::Pages),
-            _charge: None,
+            ..Memory::new(
+                ContextRef::NOBODY,
+                spec.size,
+                memory_type,
+                pages.map_or(Home::Unbacked, Home::Pages),
+            )
         })
     }
 

@@ -160,21 +160,10 @@ impl Guest {
         let charge = self.charge(context, spec.size)?;
         let owner = self.context(context)?.me;
         Ok(self.insert_memory(Memory {
-            context: owner,
-            names: Vec::new(),
-            uuid: None,
-            export: None,
-            lent: None,
-            announced: false,
-            label: None,
-            size: spec.size,
-            memory_type,
             flags: CreateFlags::HOST_VISIBLE | spec.shareable(),
             binding: Binding::Bound(spec.resource_id),
-            attachment: None,
-            released_at: 0,
-            home: Home::Nowhere,
             _charge: Some(charge),
+            ..Memory::new(owner, spec.size, memory_type, Home::Nowhere)
         }))
     }
 

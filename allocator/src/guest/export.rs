@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::Guest;
 use super::fence::{HoldId, Until};
 use crate::Error;
-use crate::blob::{Binding, Home, Memory, MemoryKey, Name, Pages};
+use crate::blob::{Home, Memory, MemoryKey, Name, Pages};
 use crate::context::{ContextRef, Details, NOTHING};
 use crate::exports::{DescriptorRequest, ExportError, ExportId, Layout};
 use crate::provider::{FileId, Piece};
@@ -153,19 +153,11 @@ impl Guest {
         };
         let pages = Pages::new(FileId(self.next_file), vec![piece], &self.pieces);
         let key = self.insert_memory(Memory {
-            context: me,
             names: vec![Name {
                 context: me,
                 client_id,
                 imported: false,
             }],
-            uuid: None,
-            export: None,
-            lent: None,
-            announced: false,
-            label: None,
-            size: foreign.size,
-            memory_type,
             // It is not in the window: a VMM that has mapped that as a whole cannot show it.
             // Whoever handed it in agreed that guests use it: it may go on to other contexts.
             flags: CreateFlags::SHAREABLE
@@ -173,11 +165,13 @@ impl Guest {
                     WindowMode::Premapped => CreateFlags::empty(),
                     WindowMode::OnDemand => CreateFlags::HOST_VISIBLE,
                 },
-            binding: Binding::Unbound,
-            attachment: None,
-            released_at: 0,
-            home: Home::Foreign { pages, place: None },
             _charge: Some(charge),
+            ..Memory::new(
+                me,
+                foreign.size,
+                memory_type,
+                Home::Foreign { pages, place: None },
+            )
         });
         if let Some(context) = self.contexts.get_mut(&context) {
             context.names.insert(client_id, key);

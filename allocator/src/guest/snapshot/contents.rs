@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::records::{self, tag};
 use super::stream::{Payload, Writer};
 use super::{RestoreError, SaveError, Unfinished};
-use crate::blob::{Binding, Home, Memory, MemoryKey};
+use crate::blob::{Home, Memory, MemoryKey};
 use crate::context::ContextRef;
 use crate::guest::Guest;
 use crate::provider::{AttachmentId, Request};
@@ -286,23 +286,12 @@ impl Guest {
     /// Parked memory that belongs to nobody, for bytes on their way. The caller retires it.
     fn detour(&mut self, size: u64) -> Result<MemoryKey, crate::Error> {
         let memory_type = self.plain_type()?;
-        let key = self.insert_memory(Memory {
-            context: ContextRef::NOBODY,
-            names: Vec::new(),
-            uuid: None,
-            export: None,
-            lent: None,
-            announced: false,
-            label: None,
+        let key = self.insert_memory(Memory::new(
+            ContextRef::NOBODY,
             size,
             memory_type,
-            flags: hostblob_protocol::request::CreateFlags::empty(),
-            binding: Binding::Unbound,
-            attachment: None,
-            released_at: 0,
-            home: Home::Nowhere,
-            _charge: None,
-        });
+            Home::Nowhere,
+        ));
         match self.settle(key) {
             Ok(()) => Ok(key),
             Err(error) => {

@@ -611,21 +611,14 @@ fn install_memory(
     guest.memories.insert(
         key,
         Memory {
-            context: owner,
             names: planned.names,
             uuid,
-            export: None,
-            lent: None,
             announced: record.announced,
             label: record.label.map(String::into_boxed_str),
-            size: record.size,
-            memory_type: planned.memory_type,
             flags: record.flags,
             binding: record.binding,
-            attachment: None,
-            released_at: 0,
-            home,
             _charge: charge,
+            ..Memory::new(owner, record.size, planned.memory_type, home)
         },
     );
     if record.home == HomeRecord::Parked {
