@@ -5,6 +5,7 @@
 //!             └──GPU use before any map──> Parked
 //!          Unbacked ──attach backing──> Pages ──detach backing──> Unbacked
 //!          Foreign ──map──> Foreign, with a place in the window ──unmap──> Foreign
+//!          Device ──first map or export──> Exported ──map──> Exported, with a place in the window ──unmap──> Exported
 //! blob     created ──map──> mapped ──unmap──> created (the bytes stay where they are)
 //! ```
 //!
@@ -20,7 +21,7 @@ use uuid::Uuid;
 
 use crate::context::ContextRef;
 use crate::exports::ExportId;
-use crate::provider::{AttachmentId, FileId, Piece};
+use crate::provider::{AttachmentId, Elsewhere, FileId, Piece};
 use crate::quota::Charge;
 use crate::window::{Lease, ParkingSpot};
 
@@ -38,6 +39,12 @@ pub(crate) enum Home {
     Parked(ParkingSpot),
     /// In device memory, under its attachment.
     Device,
+    /// In device memory, under its attachment, where the CPU finds it.
+    Exported {
+        bytes: Elsewhere,
+        /// As for `Foreign`.
+        place: Option<Lease>,
+    },
     /// In the guest's own pages.
     Pages(Pages),
     /// In memory of a host process.
@@ -48,6 +55,16 @@ pub(crate) enum Home {
     },
     /// In pages of the guest, once it attaches some.
     Unbacked,
+}
+
+impl Home {
+    /// The place in the window of bytes that are not the window's, where they can have one.
+    pub(crate) fn place_mut(&mut self) -> Option<&mut Option<Lease>> {
+        match self {
+            Self::Foreign { place, .. } | Self::Exported { place, .. } => Some(place),
+            _ => None,
+        }
+    }
 }
 
 /// Bytes in files that are not ours.
@@ -208,6 +225,7 @@ impl Memory {
             Home::Parked(spot) => Some(spot.file().words(spot.span())),
             Home::Nowhere
             | Home::Device
+            | Home::Exported { .. }
             | Home::Pages(_)
             | Home::Foreign { .. }
             | Home::Unbacked => None,

@@ -8,7 +8,7 @@ use hostblob_protocol::request::{Request, request_bit};
 
 use crate::exports::{Exporter, Exports};
 use crate::guest::{Guest, Waker};
-use crate::provider::{Description, Placement, Provider, ProviderKind};
+use crate::provider::{Description, ExportKind, Placement, Provider, ProviderKind};
 use crate::quota::{Level, Quota};
 use crate::window::{PAGE, Window};
 
@@ -80,7 +80,7 @@ pub struct Outside {
 pub struct Host {
     pub(crate) provider: Arc<dyn Provider>,
     pub(crate) config: Config,
-    pub(crate) capset: Capset,
+    capset: Capset,
     pub(crate) quota: Arc<Quota>,
     /// What guests show to host processes.
     pub(crate) exports: Option<Arc<Exports>>,
@@ -133,9 +133,23 @@ impl Host {
         }))
     }
 
-    /// What guests are told.
+    /// What guests are told whose VMM maps the window as a whole. Others are told more: [`Guest::capset`].
     pub fn capset(&self) -> &Capset {
         &self.capset
+    }
+
+    /// What guests are told that are reached so.
+    pub(crate) fn capset_of(&self, reach: Reach) -> Capset {
+        let description = self.provider.description();
+        let mut capset = self.capset.clone();
+        if reach == Reach::Whole {
+            return capset;
+        }
+        capset.window_mode = WindowMode::OnDemand;
+        if reach == Reach::Here || description.exports == ExportKind::File {
+            tell_memory(&mut capset, description, &self.config, |_| true);
+        }
+        capset
     }
 
     /// Bytes that all guests together hold.
@@ -151,19 +165,79 @@ impl Host {
     /// As [`Host::guest`], with a window that the VMM brings: a memfd as [`Window::adopt`] wants it, of [`Config::window_size`] bytes.
     pub fn guest_in(self: &Arc<Self>, window: OwnedFd, waker: Waker) -> std::io::Result<Guest> {
         let window = Window::adopt(window, self.config.window_size, self.config.warm_limit)?;
-        Guest::new(Arc::clone(self), window, WindowMode::Premapped, waker)
+        Guest::new(Arc::clone(self), window, Reach::Whole, waker)
     }
 
     /// A new guest of a VMM that maps the window as a whole, or each blob by itself ([`Guest::mapping`]). What host processes hand in
-    /// can be mapped in the latter alone.
+    /// can be mapped in the latter alone, and so can device memory that is exported as a file.
     pub fn guest_with_mode(
         self: &Arc<Self>,
         window_mode: WindowMode,
         waker: Waker,
     ) -> std::io::Result<Guest> {
         let window = Window::new(self.config.window_size, self.config.warm_limit)?;
-        Guest::new(Arc::clone(self), window, window_mode, waker)
+        let reach = match window_mode {
+            WindowMode::Premapped => Reach::Whole,
+            WindowMode::OnDemand => Reach::Each,
+        };
+        Guest::new(Arc::clone(self), window, reach, waker)
     }
+
+    /// A new guest of a VMM in this process, that maps each blob by itself ([`Guest::mapping`]): from files, and from addresses.
+    pub fn guest_here(self: &Arc<Self>, waker: Waker) -> std::io::Result<Guest> {
+        let window = Window::new(self.config.window_size, self.config.warm_limit)?;
+        Guest::new(Arc::clone(self), window, Reach::Here, waker)
+    }
+}
+
+/// What a VMM can map for its guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// The window as a whole.
+    Whole,
+    /// Each blob by itself, from files.
+    Each,
+    /// Each blob by itself, from files and from addresses of this process.
+    Here,
+}
+
+/// Heaps and types of the placements that a guest can have.
+fn tell_memory(
+    capset: &mut Capset,
+    description: &Description,
+    config: &Config,
+    told: impl Fn(Placement) -> bool,
+) {
+    // What is not told comes last: indices are those of the provider.
+    let types = || {
+        let types = description.memory_types.iter();
+        types.take_while(|found| told(found.placement))
+    };
+    let heaps = types()
+        .map(|found| found.heap)
+        .max()
+        .map_or(0, |last| last + 1);
+    capset.heaps = (0..heaps)
+        .zip(&description.heaps)
+        .map(|(_, heap)| Heap {
+            size: heap.size.min(config.memory_limit),
+            flags: heap.flags,
+        })
+        .collect();
+    capset.types = types()
+        .map(|found| MemoryType {
+            property_flags: match found.placement {
+                Placement::Window | Placement::Exported => found.property_flags,
+                Placement::Device => found.property_flags & !HOST_VISIBLE,
+            },
+            heap: found.heap,
+            cache: if found.property_flags & HOST_CACHED != 0 {
+                Cache::Cached
+            } else {
+                Cache::WriteCombined
+            },
+        })
+        .collect();
 }
 
 fn capset(description: &Description, config: &Config, exporting: bool) -> Capset {
@@ -173,7 +247,7 @@ fn capset(description: &Description, config: &Config, exporting: bool) -> Capset
         .min(config.context_limit)
         .min(config.memory_limit)
         .min(config.window_size);
-    Capset {
+    let mut capset = Capset {
         offer: Offer {
             requests: Request::ALL & !if exporting { 0 } else { EXPORTING },
             ..Offer::EVERYTHING
@@ -199,30 +273,11 @@ fn capset(description: &Description, config: &Config, exporting: bool) -> Capset
         driver_uuid: description.driver_uuid,
         device_name: description.device_name.clone(),
         driver_name: description.driver_name.clone(),
-        heaps: description
-            .heaps
-            .iter()
-            .map(|heap| Heap {
-                size: heap.size.min(config.memory_limit),
-                flags: heap.flags,
-            })
-            .collect(),
-        types: description
-            .memory_types
-            .iter()
-            .map(|memory_type| MemoryType {
-                property_flags: match memory_type.placement {
-                    Placement::Window => memory_type.property_flags,
-                    Placement::Device => memory_type.property_flags & !HOST_VISIBLE,
-                },
-                heap: memory_type.heap,
-                cache: if memory_type.property_flags & HOST_CACHED != 0 {
-                    Cache::Cached
-                } else {
-                    Cache::WriteCombined
-                },
-            })
-            .collect(),
+        heaps: Vec::new(),
+        types: Vec::new(),
         blob_mem: BlobMem::HOST3D,
-    }
+    };
+    let told = |placement| placement != Placement::Exported;
+    tell_memory(&mut capset, description, config, told);
+    capset
 }

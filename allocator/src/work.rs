@@ -10,7 +10,9 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use crate::blob::{Memory, MemoryKey};
 use crate::guest::Waker;
-use crate::provider::{AttachmentId, Completion, Provider, ProviderError, Request, Session};
+use crate::provider::{
+    AttachmentId, Completion, Elsewhere, Provider, ProviderError, Request, Session,
+};
 
 /// Longest time that a command waits for the GPU to let go of bytes that have to move.
 pub const GPU_TIMEOUT: Duration = Duration::from_secs(5);
@@ -22,6 +24,8 @@ pub(crate) enum Pending {
     Work,
     /// An attachment or an allocation of device memory: undone where it fails.
     Attach(MemoryKey, AttachmentId),
+    /// The file or address of an attachment.
+    Export(MemoryKey, AttachmentId),
     /// A memory's pages, made known: told again where it fails.
     AddPages(MemoryKey),
     /// An attachment that was let go of.
@@ -35,7 +39,7 @@ pub(crate) enum Pending {
 pub(crate) struct Done {
     pub(crate) sequence: u64,
     pub(crate) what: Pending,
-    pub(crate) result: Result<(), ProviderError>,
+    pub(crate) result: Result<Option<Elsewhere>, ProviderError>,
 }
 
 pub(crate) struct Work {

@@ -178,7 +178,7 @@ impl Guest {
             requests: request.requests,
             create_flags: request.create_flags,
         };
-        let agreed = negotiate(&self.host.capset.offer, &theirs)?;
+        let agreed = negotiate(&self.capset.offer, &theirs)?;
         let me = self.context(context)?.me;
         let blob = self
             .blobs
@@ -209,7 +209,7 @@ impl Guest {
         }
         let owner = asker.me;
         let charge = self.charge(context, request.size)?;
-        let device = self.placement(memory_type) == Placement::Device;
+        let device = self.placement(memory_type) != Placement::Window;
         let key = self.insert_memory(Memory {
             names: vec![Name {
                 context: owner,
@@ -257,7 +257,7 @@ impl Guest {
             return Err(argument("client_id", 0, "not 0"));
         }
         self.check_size(request.size)?;
-        let page = u64::from(self.host.capset.page_size);
+        let page = u64::from(self.capset.page_size);
         if request.alignment != 0
             && (!request.alignment.is_power_of_two() || request.alignment > page)
         {
@@ -291,7 +291,7 @@ impl Guest {
 
     fn select_type(&self, request: &Create) -> Result<u32, Error> {
         const HOST_VISIBLE: u32 = hostblob_capset::MEMORY_PROPERTY_HOST_VISIBLE;
-        let capset = &self.host.capset;
+        let capset = &self.capset;
         let must = if request.flags.contains(CreateFlags::HOST_VISIBLE) {
             HOST_VISIBLE
         } else {
@@ -366,7 +366,7 @@ impl Guest {
     fn check_range(&mut self, context: u32, range: &MemoryRange) -> Result<Details, Error> {
         let memory = self.memory(self.named(context, range.client_id)?, range.client_id)?;
         let slice = memory.slice(range.offset, range.length)?;
-        let atom = u64::from(self.host.capset.non_coherent_atom_size);
+        let atom = u64::from(self.capset.non_coherent_atom_size);
         let to_the_end = slice.offset.saturating_add(slice.length) == memory.size;
         let expected = "a multiple of nonCoherentAtomSize";
         if !slice.offset.is_multiple_of(atom) {
@@ -445,7 +445,7 @@ impl Guest {
     fn budget(&mut self, context: u32, request: &QueryBudget) -> Result<Details, Error> {
         let heap = usize::try_from(request.heap)
             .ok()
-            .and_then(|index| self.host.capset.heaps.get(index))
+            .and_then(|index| self.capset.heaps.get(index))
             .ok_or(Error::Argument {
                 field: "heap",
                 value: request.heap.into(),
@@ -489,7 +489,7 @@ impl Guest {
 
     pub(crate) fn charge(&self, context: u32, size: u64) -> Result<Charge, Error> {
         let asker = self.context(context)?;
-        let limit = self.host.capset.limits.max_context_blobs;
+        let limit = self.capset.limits.max_context_blobs;
         if asker.objects >= limit {
             return Err(Error::TooManyObjects(limit.into()));
         }
@@ -504,7 +504,7 @@ impl Guest {
                 expected,
             })
         };
-        let capset = &self.host.capset;
+        let capset = &self.capset;
         if size == 0 || !size.is_multiple_of(u64::from(capset.page_size)) {
             return argument("a multiple of the capset's page size, not 0");
         }
@@ -517,15 +517,15 @@ impl Guest {
     pub(crate) fn cache_of(&self, memory_type: u32) -> Cache {
         usize::try_from(memory_type)
             .ok()
-            .and_then(|index| self.host.capset.types.get(index))
+            .and_then(|index| self.capset.types.get(index))
             .map_or(Cache::Cached, |found| found.cache)
     }
 
     pub(crate) fn placement(&self, memory_type: u32) -> Placement {
-        usize::try_from(memory_type)
-            .ok()
-            .and_then(|index| self.host.provider.description().memory_types.get(index))
-            .map_or(Placement::Window, |found| found.placement)
+        let description = self.host.provider.description();
+        description
+            .placement(memory_type)
+            .unwrap_or(Placement::Window)
     }
 }
 

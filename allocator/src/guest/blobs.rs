@@ -2,7 +2,6 @@
 //!
 //! Each validates everything, then changes state.
 
-use std::fs::File;
 use std::sync::Arc;
 
 use hostblob_protocol::request::CreateFlags;
@@ -12,7 +11,7 @@ use super::{Fence, Guest};
 use crate::Error;
 use crate::blob::{Binding, Blob, Home, Memory, MemoryKey};
 use crate::context::{ContextRef, map_info};
-use crate::provider::{Piece, Placement};
+use crate::provider::{Elsewhere, Piece, Placement};
 use crate::window::Span;
 
 /// Resources that one guest may have: bounds the table that a guest can grow.
@@ -55,24 +54,16 @@ pub struct Mapped {
 }
 
 /// What the guest reaches at the place of a mapped blob.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mapping {
     /// Where in the window.
     pub span: Span,
-    /// What is there, from its beginning on: a file of a host process. `None`: the window's own bytes.
-    pub file: Option<Arc<File>>,
+    /// What is there, from its beginning on: memory of a host process, or of the device. `None`: the window's own bytes.
+    pub elsewhere: Option<Elsewhere>,
 }
 
-impl PartialEq for Mapping {
-    fn eq(&self, other: &Self) -> bool {
-        let same_file = match (&self.file, &other.file) {
-            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
-            (None, None) => true,
-            _ => false,
-        };
-        same_file && self.span == other.span
-    }
-}
+/// The type of memory in the window where the GPU cannot be attached to any.
+const NO_TYPE: u32 = u32::MAX;
 
 const KNOWN_FLAGS: u32 =
     blob_flag::USE_MAPPABLE | blob_flag::USE_SHAREABLE | blob_flag::USE_CROSS_DEVICE;
@@ -112,7 +103,8 @@ impl Guest {
             _ => return Err(Error::Unsupported("this blob_mem")),
         };
         // Nothing is changed before everything is checked: the pages before the memory that they go with.
-        let guest_type = self.plain_type()?;
+        // No GPU needs to reach it.
+        let guest_type = self.plain_type().unwrap_or(NO_TYPE);
         let pages = match backing {
             None => None,
             Some(_) if !has_pages => {
@@ -154,9 +146,10 @@ impl Guest {
         Ok(())
     }
 
-    /// Memory for a blob without args: any type that a guest can map.
+    /// Memory for a blob without args: in the window.
     fn plain_memory(&mut self, context: u32, spec: &BlobSpec) -> Result<MemoryKey, Error> {
-        let memory_type = self.plain_type()?;
+        // It has no name, so no GPU needs to reach it.
+        let memory_type = self.plain_type().unwrap_or(NO_TYPE);
         let charge = self.charge(context, spec.size)?;
         let owner = self.context(context)?.me;
         Ok(self.insert_memory(Memory {
@@ -167,12 +160,14 @@ impl Guest {
         }))
     }
 
-    /// The type of memory that nobody chose one for.
+    /// The type of memory that nobody chose one for: the first in the window.
     pub(super) fn plain_type(&self) -> Result<u32, Error> {
-        self.host
-            .capset
-            .find_type(hostblob_capset::MEMORY_PROPERTY_HOST_VISIBLE)
-            .ok_or(Error::NoMemoryType("HOST_VISIBLE".into()))
+        let types = &self.host.provider.description().memory_types;
+        (0..)
+            .zip(types)
+            .find(|(_, found)| found.placement == Placement::Window)
+            .map(|(index, _)| index)
+            .ok_or(Error::NoMemoryType("HOST_VISIBLE, in the window".into()))
     }
 
     /// The memory that an earlier CREATE made for this blob.
@@ -229,10 +224,11 @@ impl Guest {
             return Err(Error::NotMappable("its bytes are pages of the guest"));
         }
         let memory_type = memory.memory_type;
-        if self.placement(memory_type) != Placement::Window {
+        let placement = self.placement(memory_type);
+        if placement == Placement::Device {
             return Err(Error::NotMappable("its memory type is not host-visible"));
         }
-        if !offset.is_multiple_of(u64::from(self.host.capset.page_size)) {
+        if !offset.is_multiple_of(u64::from(self.capset.page_size)) {
             return Err(Error::Argument {
                 field: "offset",
                 value: offset,
@@ -240,6 +236,9 @@ impl Guest {
             });
         }
         let span = Span::new(offset, memory.size, self.window.size())?;
+        if placement == Placement::Exported {
+            self.expose(key)?;
+        }
         self.place(key, span)?;
         if let Some(blob) = self.blobs.get_mut(&resource_id) {
             blob.mapped = true;
@@ -269,17 +268,18 @@ impl Guest {
     /// What a VMM that maps each blob by itself has to map for this one; `None` while it is not mapped.
     pub fn mapping(&self, resource_id: u32) -> Option<Mapping> {
         let blob = self.blobs.get(&resource_id).filter(|blob| blob.mapped)?;
-        let (lease, file) = match &self.memories.get(&blob.memory?)?.home {
+        let (lease, elsewhere) = match &self.memories.get(&blob.memory?)?.home {
             Home::Window(lease) => (lease, None),
             Home::Foreign { pages, place } => {
-                let file = pages.pieces.first().map(|piece| Arc::clone(&piece.file));
-                (place.as_ref()?, Some(file?))
+                let file = Arc::clone(&pages.pieces.first()?.file);
+                (place.as_ref()?, Some(Elsewhere::File(file)))
             }
+            Home::Exported { bytes, place } => (place.as_ref()?, Some(bytes.clone())),
             _ => return None,
         };
         Some(Mapping {
             span: lease.span(),
-            file,
+            elsewhere,
         })
     }
 

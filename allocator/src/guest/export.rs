@@ -21,7 +21,7 @@ use crate::Error;
 use crate::blob::{Home, Memory, MemoryKey, Name, Pages};
 use crate::context::{ContextRef, Details, NOTHING};
 use crate::exports::{DescriptorRequest, ExportError, ExportId, Layout};
-use crate::provider::{FileId, Piece};
+use crate::provider::{Elsewhere, FileId, Piece, Placement};
 
 /// Longest time that WAIT_RELEASED waits.
 const MAX_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -161,7 +161,7 @@ impl Guest {
             // It is not in the window: a VMM that has mapped that as a whole cannot show it.
             // Whoever handed it in agreed that guests use it: it may go on to other contexts.
             flags: CreateFlags::SHAREABLE
-                | match self.window_mode {
+                | match self.capset.window_mode {
                     WindowMode::Premapped => CreateFlags::empty(),
                     WindowMode::OnDemand => CreateFlags::HOST_VISIBLE,
                 },
@@ -208,6 +208,10 @@ impl Guest {
         let host = Arc::clone(&self.host);
         let exporter = host.exporter.as_ref().ok_or(nothing.clone())?;
         self.settle(key)?;
+        let memory = self.memories.get(&key).ok_or(nothing.clone())?;
+        if self.placement(memory.memory_type) == Placement::Exported {
+            self.expose(key)?;
+        }
         let memory = self.memories.get_mut(&key).ok_or(nothing.clone())?;
         let one = |file: BorrowedFd<'_>, offset, length| {
             let file = file.try_clone_to_owned().map_err(system)?;
@@ -227,8 +231,15 @@ impl Guest {
                 one(spot.file().as_fd(), spot.span().start(), memory.size)?
             }
             Home::Pages(pages) => pages.pieces.clone(),
+            // It is a dma-buf already, of nothing else.
+            Home::Exported {
+                bytes: Elsewhere::File(file),
+                ..
+            } => return Ok(Arc::new(file.try_clone().map_err(system)?.into())),
             Home::Unbacked => return Err(Error::NoBacking),
-            Home::Nowhere | Home::Device | Home::Foreign { .. } => return Err(nothing),
+            Home::Exported { .. } | Home::Nowhere | Home::Device | Home::Foreign { .. } => {
+                return Err(nothing);
+            }
         };
         Ok(Arc::new(exporter.create(&pieces).map_err(system)?))
     }

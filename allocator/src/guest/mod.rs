@@ -32,7 +32,7 @@ pub use blobs::{BlobSpec, MAX_RESOURCES, Mapped, Mapping};
 pub use fence::Fence;
 pub(crate) use fence::HoldId;
 
-use hostblob_capset::WindowMode;
+use hostblob_capset::Capset;
 use uuid::Uuid;
 
 use alarm::Alarm;
@@ -43,8 +43,8 @@ use crate::blob::{Binding, Blob, Home, Memory, MemoryKey};
 use crate::context::answers::DeferredAnswers;
 use crate::context::{Context, ContextRef, MAX_CONTEXTS};
 use crate::exports::{ExportId, GuestExports};
-use crate::host::Host;
-use crate::provider::{AttachmentId, FileId, Request};
+use crate::host::{Host, Reach};
+use crate::provider::{AttachmentId, Elsewhere, FileId, Request};
 use crate::quota::{Level, Quota};
 use crate::window::{Parking, Window};
 use crate::work::{Done, GPU_TIMEOUT, Pending, Work};
@@ -60,6 +60,8 @@ const PARKING_FILE: FileId = FileId(1);
 /// One VM, or one connection to the local socket.
 pub struct Guest {
     pub(crate) host: Arc<Host>,
+    /// What it is told.
+    pub(crate) capset: Capset,
     pub(crate) contexts: HashMap<u32, Context>,
     pub(crate) blobs: HashMap<u32, Blob>,
     pub(crate) memories: HashMap<MemoryKey, Memory>,
@@ -79,7 +81,6 @@ pub struct Guest {
     pub(crate) work: Work,
     parking: Option<Parking>,
     window: Window,
-    pub(crate) window_mode: WindowMode,
     next_key: MemoryKey,
     next_serial: u64,
     /// The last file that the provider was told of.
@@ -100,9 +101,10 @@ impl Guest {
     pub(crate) fn new(
         host: Arc<Host>,
         window: Window,
-        window_mode: WindowMode,
+        reach: Reach,
         waker: Waker,
     ) -> std::io::Result<Self> {
+        let capset = host.capset_of(reach);
         let exports = host.exports.as_ref();
         let exports = exports.map(|exports| exports.guest(Waker::clone(&waker)));
         let alarm = Alarm::new(Waker::clone(&waker));
@@ -115,6 +117,7 @@ impl Guest {
         work.submit(add, Pending::Work);
         Ok(Self {
             host,
+            capset,
             contexts: HashMap::new(),
             blobs: HashMap::new(),
             memories: HashMap::new(),
@@ -129,7 +132,6 @@ impl Guest {
             work,
             parking: None,
             window,
-            window_mode,
             next_key: 0,
             next_serial: 0,
             next_file: PARKING_FILE.0,
@@ -139,6 +141,11 @@ impl Guest {
     /// The daemon's side of things.
     pub fn host(&self) -> &Arc<Host> {
         &self.host
+    }
+
+    /// What the guest is told of the host and the window. What kinds of blobs there are is up to the device.
+    pub fn capset(&self) -> &Capset {
+        &self.capset
     }
 
     /// The window's memfd.
@@ -168,7 +175,7 @@ impl Guest {
             name: name.to_owned(),
             names: HashMap::new(),
             objects: 0,
-            quota: Quota::new(Level::Context, self.host.capset.limits.max_context_bytes),
+            quota: Quota::new(Level::Context, self.capset.limits.max_context_bytes),
             answers: None,
             last_work: BTreeMap::new(),
             holds: Vec::new(),
@@ -288,11 +295,26 @@ impl Guest {
                 self.undo_attach(key, attachment)
             }
             Pending::AddPages(key) if result.is_err() => self.undo_add_pages(key),
+            Pending::Export(key, attachment) => {
+                if let Ok(Some(bytes)) = result {
+                    self.exposed(key, attachment, bytes);
+                }
+            }
             Pending::Attach(..) | Pending::AddPages(_) | Pending::Work | Pending::Release => {}
             Pending::Retire(memory) => drop(memory),
         }
         while let Some(due) = self.deferred.next_due(|point| self.work.reached(point)) {
             self.write_answer(due.context, &due.answer);
+        }
+    }
+
+    /// The provider says where the CPU finds an attachment: memory that was zeroed, for the failure of that came before.
+    fn exposed(&mut self, key: MemoryKey, attachment: AttachmentId, bytes: Elsewhere) {
+        if let Some(memory) = self.memories.get_mut(&key)
+            && memory.attachment == Some(attachment)
+            && matches!(memory.home, Home::Device)
+        {
+            memory.home = Home::Exported { bytes, place: None };
         }
     }
 

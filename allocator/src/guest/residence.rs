@@ -9,6 +9,8 @@ use crate::provider::{AttachmentId, Request};
 use crate::window::{Lease, Parking, ParkingSpot, Span};
 use crate::work::Pending;
 
+const NOT_ALLOCATED: Error = Error::NotMappable("its device memory could not be allocated");
+
 /// Rounds of making room before a place counts as taken: each ends the use of it by at least one holder.
 const MAX_EVICTION_ROUNDS: usize = 4;
 
@@ -20,16 +22,18 @@ impl Guest {
         {
             return Ok(());
         }
+        if self.place_of(key).is_some() {
+            // The VMM maps the bytes there. They stay where they are, and so does the GPU.
+            let lease = self.make_room(key, span)?;
+            if let Some(place) = self.place_of(key) {
+                *place = Some(lease);
+            }
+            return Ok(());
+        }
         if !self.may_move(key) {
             return Err(Error::InUse);
         }
         let lease = self.make_room(key, span)?;
-        let gone = Error::NotMappable("the memory is gone");
-        if let Home::Foreign { place, .. } = &mut self.memories.get_mut(&key).ok_or(gone)?.home {
-            // The VMM maps the bytes there. They stay where they are, and so does the GPU.
-            *place = Some(lease);
-            return Ok(());
-        }
         self.detach(key)?;
         let Some(memory) = self.memories.get_mut(&key) else {
             return Err(Error::NotMappable("the memory is gone"));
@@ -38,6 +42,7 @@ impl Guest {
         match &memory.home {
             Home::Nowhere
             | Home::Device
+            | Home::Exported { .. }
             | Home::Pages(_)
             | Home::Foreign { .. }
             | Home::Unbacked => {}
@@ -50,10 +55,33 @@ impl Guest {
 
     /// Bytes that are not in the window need their place no more.
     pub(super) fn give_up_place(&mut self, key: MemoryKey) {
-        if let Some(memory) = self.memories.get_mut(&key)
-            && let Home::Foreign { place, .. } = &mut memory.home
-        {
+        if let Some(place) = self.place_of(key) {
             *place = None;
+        }
+    }
+
+    fn place_of(&mut self, key: MemoryKey) -> Option<&mut Option<Lease>> {
+        self.memories.get_mut(&key)?.home.place_mut()
+    }
+
+    /// Finds out where the CPU reaches memory of an exported type, when somebody first asks. Waits for what the GPU has to do before, at
+    /// least for the zeros.
+    pub(super) fn expose(&mut self, key: MemoryKey) -> Result<(), Error> {
+        let memory = self.memories.get(&key);
+        if memory.is_some_and(|memory| matches!(memory.home, Home::Exported { .. })) {
+            return Ok(());
+        }
+        let attachment = memory
+            .and_then(|memory| memory.attachment)
+            .ok_or(NOT_ALLOCATED)?;
+        let point = self.work.submit(
+            Request::Export { attachment },
+            Pending::Export(key, attachment),
+        );
+        self.wait_for(point)?;
+        match self.place_of(key) {
+            Some(_) => Ok(()),
+            None => Err(Error::NotMappable("its device memory was not exported")),
         }
     }
 
@@ -170,11 +198,7 @@ impl Guest {
                 (file, 0)
             }
             Home::Unbacked => return Err(Error::NoBacking),
-            Home::Nowhere | Home::Device => {
-                return Err(Error::NotMappable(
-                    "its device memory could not be allocated",
-                ));
-            }
+            Home::Nowhere | Home::Device | Home::Exported { .. } => return Err(NOT_ALLOCATED),
         };
         let attachment = self.work.new_attachment();
         let request = Request::Attach {

@@ -69,7 +69,7 @@ impl Guest {
 
     /// Gives a memory another name. A name of somebody else's memory counts as an object of the context, and costs no bytes.
     fn add_name(&mut self, context: u32, client_id: u64, key: MemoryKey) -> Result<Details, Error> {
-        let limit = self.host.capset.limits.max_context_blobs;
+        let limit = self.capset.limits.max_context_blobs;
         self.new_name(context, client_id)?;
         let asker = self
             .contexts

@@ -26,7 +26,7 @@ use thiserror::Error;
 use super::Guest;
 use crate::Error as Refusal;
 use crate::blob::{Home, Memory};
-use crate::provider::ProviderError;
+use crate::provider::{Placement, ProviderError};
 use crate::quota::Exceeded;
 use crate::work::GPU_TIMEOUT;
 use records::tag;
@@ -54,6 +54,16 @@ pub enum SaveError {
     /// Memory that a host process handed in is that process's.
     #[error("context {context} has imported memory of a host process as {client_id:#x}")]
     Foreign {
+        /// Which context.
+        context: u32,
+        /// What it calls the memory.
+        client_id: u64,
+    },
+    /// Device memory with a file or an address of its own is the driver's; the host that restores may have no such memory.
+    #[error(
+        "context {context} has device memory that can be mapped as {client_id:#x}: free it first"
+    )]
+    Exported {
         /// Which context.
         context: u32,
         /// What it calls the memory.
@@ -232,6 +242,12 @@ impl Guest {
                 return Err(SaveError::Foreign {
                     context: name.context.id,
                     client_id: name.client_id,
+                });
+            }
+            if self.placement(memory.memory_type) == Placement::Exported {
+                return Err(SaveError::Exported {
+                    context: memory.context.id,
+                    client_id: memory.names.first().map_or(0, |name| name.client_id),
                 });
             }
         }

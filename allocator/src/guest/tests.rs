@@ -18,6 +18,7 @@ use crate::provider::fake::FakeProvider;
 use crate::provider::{Provider, ProviderError};
 use crate::window::{PAGE, Span};
 
+mod exported;
 mod exports;
 mod snapshot;
 
@@ -37,7 +38,11 @@ impl Fixture {
     }
 
     fn with(host: impl FnOnce(Arc<dyn Provider>, Config) -> Arc<Host>) -> Self {
-        let fake = Arc::new(FakeProvider::new());
+        Self::over(FakeProvider::new(), host)
+    }
+
+    fn over(fake: FakeProvider, host: impl FnOnce(Arc<dyn Provider>, Config) -> Arc<Host>) -> Self {
+        let fake = Arc::new(fake);
         let config = Config {
             window_size: WINDOW,
             memory_limit: 64 * PAGE,

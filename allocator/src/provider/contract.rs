@@ -12,13 +12,71 @@ use super::fake::{FakeProvider, Seen};
 use super::mapping::sealed_memfd;
 use super::system::SystemProvider;
 use super::{
-    AttachmentId, Completion, FileId, Piece, Placement, Provider, ProviderError, Request, Session,
-    property,
+    AttachmentId, Completion, Elsewhere, ExportKind, FileId, Piece, Placement, Provider,
+    ProviderError, Request, Session, property,
 };
 
 const LIMIT: Duration = Duration::from_secs(60);
 const MIB: u64 = 1 << 20;
 const WINDOW: FileId = FileId(0);
+
+/// Exported memory, as a VMM has it.
+pub(crate) struct Mapped(Place, usize);
+
+enum Place {
+    File(*mut std::ffi::c_void),
+    Address(Arc<super::HostAddress>),
+}
+
+impl Mapped {
+    pub(crate) fn new(elsewhere: &Elsewhere, length: u64) -> Self {
+        let length = usize::try_from(length).unwrap();
+        let place = match elsewhere {
+            Elsewhere::Address(address) => {
+                assert_eq!(address.base().addr().get() % rustix::param::page_size(), 0);
+                Place::Address(Arc::clone(address))
+            }
+            Elsewhere::File(file) => {
+                let access = rustix::mm::ProtFlags::READ | rustix::mm::ProtFlags::WRITE;
+                let shared = rustix::mm::MapFlags::SHARED;
+                let null = std::ptr::null_mut();
+                // SAFETY: a new mapping at an address of the kernel's choice.
+                let base = unsafe { rustix::mm::mmap(null, length, access, shared, file, 0) };
+                Place::File(base.unwrap())
+            }
+        };
+        Self(place, length)
+    }
+
+    fn base(&self) -> *mut u8 {
+        match &self.0 {
+            Place::File(base) => base.cast(),
+            Place::Address(address) => address.base().as_ptr().cast(),
+        }
+    }
+
+    pub(crate) fn read(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.1];
+        // SAFETY: the mapping is that long, and nobody writes it: the tests await the GPU before.
+        unsafe { std::ptr::copy_nonoverlapping(self.base(), bytes.as_mut_ptr(), self.1) };
+        bytes
+    }
+
+    pub(crate) fn write(&self, bytes: &[u8]) {
+        assert!(bytes.len() <= self.1);
+        // SAFETY: inside the mapping, which nobody uses meanwhile.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.base(), bytes.len()) };
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        if let Place::File(base) = self.0 {
+            // SAFETY: the whole of it, of which nobody has an address.
+            unsafe { rustix::mm::munmap(base, self.1) }.unwrap();
+        }
+    }
+}
 
 /// A session with a window, driven one request at a time.
 pub(crate) struct Guest {
@@ -35,7 +93,8 @@ pub(crate) struct Guest {
 fn memory_type(provider: &dyn Provider, placement: Placement) -> u32 {
     let types = &provider.description().memory_types;
     let found = types.iter().position(|kind| kind.placement == placement);
-    u32::try_from(found.expect("both placements are offered")).unwrap()
+    // Whoever needs one that is not there is refused.
+    found.map_or(u32::MAX, |index| u32::try_from(index).unwrap())
 }
 
 impl Guest {
@@ -84,7 +143,7 @@ impl Guest {
         let sequence = self.submit(request);
         let completion = self.next();
         assert_eq!(completion.sequence, sequence);
-        completion.result
+        completion.result.map(drop)
     }
 
     pub(crate) fn ok(&mut self, request: Request) {
@@ -134,6 +193,22 @@ impl Guest {
             memory_type: self.device_type,
         };
         (attachment, request)
+    }
+
+    /// Memory of an exported type, and where it is.
+    pub(crate) fn exported(&mut self, memory_type: u32, length: u64) -> (AttachmentId, Elsewhere) {
+        let attachment = self.name();
+        // In one burst: what is told last is there when all is done.
+        self.submit(Request::Allocate {
+            attachment,
+            length,
+            memory_type,
+        });
+        let last = self.submit(Request::Export { attachment });
+        assert_eq!(self.next().result, Ok(None));
+        let exported = self.next();
+        assert_eq!(exported.sequence, last);
+        (attachment, exported.result.unwrap().expect("its place"))
     }
 
     fn allocate(&mut self, length: u64) -> AttachmentId {
@@ -192,6 +267,8 @@ pub(crate) fn suite(provider: &dyn Provider) {
     dropped_with_work_in_flight(provider);
     a_file_outlives_its_descriptor(provider);
     pieces_are_one_range(provider);
+    exported_memory_is_the_gpus_and_the_cpus(provider);
+    exports_of_nonsense_are_refused(provider);
 }
 
 fn description_makes_sense(provider: &dyn Provider) {
@@ -204,9 +281,14 @@ fn description_makes_sense(provider: &dyn Provider) {
         assert!(usize::try_from(kind.heap).unwrap() < description.heaps.len());
         let visible = kind.property_flags & property::HOST_VISIBLE != 0;
         let coherent = kind.property_flags & property::HOST_COHERENT != 0;
-        assert_eq!(visible, kind.placement == Placement::Window);
+        assert_eq!(visible, kind.placement != Placement::Device);
         assert_eq!(visible, coherent);
     }
+    let placements = description.memory_types.iter().map(|kind| kind.placement);
+    assert!(
+        placements.is_sorted_by_key(|placement| placement == Placement::Exported),
+        "exported types come last"
+    );
 }
 
 fn fill_then_copy_is_seen_by_the_cpu(provider: &dyn Provider) {
@@ -219,7 +301,7 @@ fn fill_then_copy_is_seen_by_the_cpu(provider: &dyn Provider) {
     let last = guest.submit(fill(b, g, 4, 0xFFFF_FFFF));
     loop {
         let completion = guest.next();
-        assert_eq!(completion.result, Ok(()));
+        assert_eq!(completion.result, Ok(None));
         if completion.sequence == last {
             break;
         }
@@ -262,7 +344,7 @@ fn attachments_may_share_bytes(provider: &dyn Provider) {
     guest.submit(fill(b, 0, 4, 9));
     guest.submit(copy((a, g), (c, 0), g));
     for _ in 0..3 {
-        assert_eq!(guest.next().result, Ok(()));
+        assert_eq!(guest.next().result, Ok(None));
     }
     assert_eq!(guest.read(4 * g, 8), [9, 0, 0, 0, 7, 0, 0, 0]);
     guest.invalid(copy((a, g), (b, 8), 16));
@@ -343,7 +425,7 @@ fn many_attachments(provider: &dyn Provider) {
         guest.submit(fill(*name, 0, 8, i));
     }
     for _ in 0..2 * MANY {
-        assert_eq!(guest.next().result, Ok(()));
+        assert_eq!(guest.next().result, Ok(None));
     }
     for i in (0..MANY).step_by(97) {
         let word = u32::try_from(i).unwrap().to_le_bytes();
@@ -353,7 +435,7 @@ fn many_attachments(provider: &dyn Provider) {
         guest.submit(Request::Release { attachment });
     }
     for _ in 0..MANY {
-        assert_eq!(guest.next().result, Ok(()));
+        assert_eq!(guest.next().result, Ok(None));
     }
 }
 
@@ -471,6 +553,50 @@ fn device_memory_reads_zero(provider: &dyn Provider) {
     let last = guest.submit(copy((name, 0), (look, 0), MIB));
     while guest.next().sequence != last {}
     assert!(guest.read(0, MIB).iter().all(|byte| *byte == 0));
+}
+
+/// The index of the exported type, where there is one.
+pub(crate) fn exported_type(provider: &dyn Provider) -> Option<u32> {
+    Some(memory_type(provider, Placement::Exported)).filter(|index| *index != u32::MAX)
+}
+
+pub(crate) fn exported_memory_is_the_gpus_and_the_cpus(provider: &dyn Provider) {
+    let Some(memory_type) = exported_type(provider) else {
+        return;
+    };
+    let mut guest = Guest::new(provider, MIB);
+    let g = guest.grain;
+    let (look, seen) = guest.exported(memory_type, 2 * g);
+    let look_at = Mapped::new(&seen, 2 * g);
+    for round in 0..4_u8 {
+        let (memory, elsewhere) = guest.exported(memory_type, 2 * g);
+        let cpu = Mapped::new(&elsewhere, 2 * g);
+        assert!(cpu.read().iter().all(|byte| *byte == 0), "round {round}");
+        guest.ok(fill(memory, g, g, 0x0403_0201));
+        let seen = cpu.read();
+        let (before, after) = seen.split_at(usize::try_from(g).unwrap());
+        assert!(before.iter().all(|byte| *byte == 0));
+        assert!(after.chunks(4).all(|word| word == [1, 2, 3, 4]));
+        let bytes: Vec<u8> = (0..2 * g).map(|i| (i % 251) as u8 ^ round).collect();
+        cpu.write(&bytes);
+        guest.ok(copy((memory, 1), (look, 3), g));
+        let g = usize::try_from(g).unwrap();
+        assert_eq!(look_at.read()[3..g + 3], bytes[1..=g]);
+        let again = guest.call(Request::Export { attachment: memory });
+        assert_eq!(again, Ok(()));
+        guest.ok(Request::Release { attachment: memory });
+        // Who has it mapped keeps it.
+        assert_eq!(cpu.read(), bytes);
+    }
+}
+
+fn exports_of_nonsense_are_refused(provider: &dyn Provider) {
+    let mut guest = Guest::new(provider, MIB);
+    let g = guest.grain;
+    let (window, device) = (guest.attach(0, g), guest.allocate(g));
+    for attachment in [window, device, AttachmentId(999)] {
+        guest.invalid(Request::Export { attachment });
+    }
 }
 
 fn sessions_are_independent(provider: &dyn Provider) {
@@ -631,6 +757,15 @@ fn system_keeps_the_contract() {
 }
 
 #[test]
+fn memory_is_exported_as_files_and_as_addresses() {
+    for kind in [ExportKind::File, ExportKind::Address] {
+        let provider = SystemProvider::exporting(None, kind);
+        assert!(exported_type(&provider).is_some());
+        suite(&provider);
+    }
+}
+
+#[test]
 fn fake_keeps_the_contract() {
     suite(&FakeProvider::new());
 }
@@ -712,7 +847,7 @@ fn answers_go_to_their_own_session() {
     }
     for (i, guest) in (0_u32..).zip(&guests) {
         for _ in 0..50 {
-            assert_eq!(guest.next().result, Ok(()));
+            assert_eq!(guest.next().result, Ok(None));
         }
         assert_eq!(guest.read(MIB - 4, 4), i.to_le_bytes());
     }

@@ -1,6 +1,6 @@
 //! What the thread that owns a GPU does with messages, whatever the API: sessions, checks, and who is answered when.
 //!
-//! The API itself is a [`Gpu`]: five calls that are handed checked ranges only. Requests that arrive together are
+//! The API itself is a [`Gpu`]: a few calls that are handed checked ranges only. Requests that arrive together are
 //! recorded together; the thread then submits, and passes the answers that [`Desk::take_pending`] gives on with the
 //! submission.
 
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::lane::{Entry, Lane};
 use super::mapping::SharedFile;
 use super::table::{AttachRange, Attached, CopyRange, Place, Table};
-use super::{AttachmentId, Completion, Description, ProviderError, Request};
+use super::{AttachmentId, Completion, Description, Elsewhere, ProviderError, Request};
 
 /// Requests that one submission gathers at most: enough to spread its cost, few enough that the first is not kept
 /// waiting by a guest that floods the queue.
@@ -53,8 +53,11 @@ pub(super) trait Gpu {
         range: &AttachRange,
     ) -> Result<Self::Bytes, ProviderError>;
 
-    /// Allocates device-local memory and records its zeroing.
+    /// Allocates device memory and records its zeroing.
     fn allocate(&mut self, length: u64, memory_type: u32) -> Result<Self::Bytes, ProviderError>;
+
+    /// Where the CPU finds memory of an exported type.
+    fn export(&mut self, bytes: &Self::Bytes, length: u64) -> Result<Elsewhere, ProviderError>;
 
     /// Records a fill.
     fn fill(
@@ -87,6 +90,8 @@ enum Done<B> {
     Recorded,
     /// Memory exists and its zeroing is recorded.
     Allocated(AttachmentId),
+    /// It is there once what was recorded before is finished: its zeroing may be among that.
+    Exported(Elsewhere),
     /// This goes as soon as earlier work is finished.
     Retired(B),
 }
@@ -168,13 +173,20 @@ impl<G: Gpu> Desk<G> {
                 Err(error) => (Err(error), Done::Now),
             },
         };
+        let result = result.map(|()| match &done {
+            Done::Exported(elsewhere) => Some(elsewhere.clone()),
+            _ => None,
+        });
         let lane = Arc::clone(&session.lane);
         self.sessions.insert(id, session);
         self.answer(id, &lane, Completion { sequence, result }, done);
     }
 
     fn answer(&mut self, id: u64, lane: &Arc<Lane>, completion: Completion, done: Done<G::Bytes>) {
-        let on_gpu = matches!(done, Done::Recorded | Done::Allocated(_));
+        let on_gpu = matches!(
+            done,
+            Done::Recorded | Done::Allocated(_) | Done::Exported(_)
+        );
         if lane.is_clear() && !on_gpu {
             drop(done);
             lane.outlet.deliver(completion);
@@ -183,7 +195,7 @@ impl<G: Gpu> Desk<G> {
         let mut entry = Entry::new(lane, Some(completion));
         entry.on_gpu = on_gpu;
         match done {
-            Done::Now | Done::Recorded => {}
+            Done::Now | Done::Recorded | Done::Exported(_) => {}
             Done::Allocated(attachment) => entry.allocated = Some((id, attachment)),
             Done::Retired(bytes) => entry = entry.retire(vec![bytes]),
         }
@@ -238,6 +250,10 @@ impl<G: Gpu> Desk<G> {
                 length,
                 memory_type,
             } => self.allocate(table, attachment, length, memory_type),
+            Request::Export { attachment } => {
+                let (bytes, length) = table.check_export(attachment)?;
+                Ok(Done::Exported(self.gpu.export(bytes, length)?))
+            }
             Request::Release { attachment } => table
                 .remove(attachment)
                 .map(|attached| Done::Retired(attached.bytes)),
@@ -295,10 +311,10 @@ impl<G: Gpu> Desk<G> {
         length: u64,
         memory_type: u32,
     ) -> Result<Done<G::Bytes>, ProviderError> {
-        table.check_allocate(&self.description, attachment, length, memory_type)?;
+        let place = table.check_allocate(&self.description, attachment, length, memory_type)?;
         let attached = Attached {
             length,
-            place: Place::Own,
+            place,
             bytes: self.gpu.allocate(length, memory_type)?,
         };
         table.insert(attachment, attached);

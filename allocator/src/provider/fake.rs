@@ -50,6 +50,8 @@ pub enum Seen {
         length: u64,
         memory_type: u32,
     },
+    /// [`Request::Export`].
+    Export { attachment: AttachmentId },
     /// [`Request::Release`].
     Release { attachment: AttachmentId },
     /// [`Request::Fill`].
@@ -100,6 +102,7 @@ impl From<&Request> for Seen {
                 length,
                 memory_type,
             },
+            Request::Export { attachment } => Self::Export { attachment },
             Request::Release { attachment } => Self::Release { attachment },
             Request::Fill {
                 attachment,

@@ -25,6 +25,7 @@
 //! After [`ProviderError::DeviceLost`] the GPU does nothing any more: a `Release` that fails so has released all the same.
 
 mod desk;
+mod elsewhere;
 mod front;
 mod inventory;
 mod lane;
@@ -54,6 +55,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+pub use elsewhere::{Elsewhere, HostAddress};
 pub use inventory::{DeviceReport, Inventory, inventory};
 pub use select::{Choice, DeviceSelector, OpenError, Opened, Options, ParseChoiceError, open};
 
@@ -134,14 +136,20 @@ pub enum Request {
         /// Index into [`Description::memory_types`], of placement [`Placement::Window`].
         memory_type: u32,
     },
-    /// Allocates device-local memory; it reads as zeros.
+    /// Allocates device memory; it reads as zeros.
     Allocate {
         /// The name for later requests.
         attachment: AttachmentId,
         /// Bytes; never 0.
         length: u64,
-        /// Index into [`Description::memory_types`], of placement [`Placement::Device`].
+        /// Index into [`Description::memory_types`], of placement [`Placement::Device`] or [`Placement::Exported`].
         memory_type: u32,
+    },
+    /// Asks where the CPU finds memory of placement [`Placement::Exported`]. It may be used once the `Allocate` has succeeded: until
+    /// then it has what others left there.
+    Export {
+        /// What `Allocate` named.
+        attachment: AttachmentId,
     },
     /// Detaches or frees, after all earlier work on the attachment has finished.
     Release {
@@ -200,8 +208,8 @@ pub enum ProviderError {
 pub struct Completion {
     /// As passed to [`Session::submit`].
     pub sequence: u64,
-    /// Done, or why not.
-    pub result: Result<(), ProviderError>,
+    /// Done, or why not. `Export` alone brings something.
+    pub result: Result<Option<Elsewhere>, ProviderError>,
 }
 
 /// Where completions go; called from the provider's threads, must not block. (When a provider's thread could not be
@@ -215,6 +223,8 @@ pub enum Placement {
     Window,
     /// In device memory: only the GPU reaches it.
     Device,
+    /// In device memory that has a file, or an address, of its own: a guest can map it where blobs are mapped one by one.
+    Exported,
 }
 
 /// A memory heap as the guest should see it (`VkMemoryHeap`).
@@ -235,6 +245,15 @@ pub struct MemoryType {
     pub heap: u32,
     /// Where its bytes live.
     pub placement: Placement,
+}
+
+/// How exported memory is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExportKind {
+    /// By a file: any VMM can map it.
+    File,
+    /// By an address: a VMM in this process can map it.
+    Address,
 }
 
 /// Which API a provider speaks.
@@ -270,14 +289,26 @@ pub struct Description {
     /// Heaps in the order of the guest's view.
     pub heaps: Vec<Heap>,
     /// Types in the order of the guest's view, as the Vulkan specification orders memory types. All host-visible
-    /// types are coherent: what cannot promise that is not offered.
+    /// types are coherent: what cannot promise that is not offered. Those of placement [`Placement::Exported`] come last, and so do the
+    /// heaps that only they use: a guest that cannot map them sees neither.
     pub memory_types: Vec<MemoryType>,
+    /// What `Export` gives.
+    pub exports: ExportKind,
     /// Offsets and lengths of `Attach` are multiples of it: a power of two, at least the page size.
     pub attach_alignment: u64,
     /// `VkPhysicalDeviceLimits::nonCoherentAtomSize`; 1 where all types are coherent.
     pub non_coherent_atom_size: u64,
     /// Largest `Attach` or `Allocate` in bytes: `maxMemoryAllocationSize` and the limits of the attach strategy.
     pub max_allocation_size: u64,
+}
+
+impl Description {
+    /// Where the bytes of a memory type live.
+    #[must_use]
+    pub fn placement(&self, memory_type: u32) -> Option<Placement> {
+        let index = usize::try_from(memory_type).ok()?;
+        self.memory_types.get(index).map(|found| found.placement)
+    }
 }
 
 /// A host GPU API, shared by all guests of a daemon.

@@ -4,18 +4,21 @@
 //! for each other, and a caller never waits for a copy. Long work is done in steps of a MiB, between which
 //! a dropped session is noticed: that bounds how long a drop blocks.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Receiver, Sender};
+use rustix::io::Errno;
 
-use super::mapping::{Mapping, SharedFile};
+use super::mapping::{Mapping, SharedFile, sealed_memfd};
 use super::outlet::Outlet;
 use super::table::{AttachRange, Attached, CopyRange, Place, Table};
 use super::{
-    AttachmentId, Completion, CompletionSink, Description, Heap, MemoryType, Placement, Provider,
-    ProviderError, ProviderKind, Request, Session, property,
+    AttachmentId, Completion, CompletionSink, Description, Elsewhere, ExportKind, Heap,
+    HostAddress, MemoryType, Placement, Provider, ProviderError, ProviderKind, Request, Session,
+    property,
 };
 
 /// Bytes between two looks at whether the session is gone: about 0.2 ms of copying.
@@ -35,7 +38,26 @@ impl SystemProvider {
             description: Arc::new(describe(memory_limit)),
         }
     }
+
+    /// With a type of memory that is exported beside the others, as GPUs have it. There is nothing that it does better here than memory in the
+    /// window: it is for tests.
+    #[must_use]
+    pub fn exporting(memory_limit: Option<u64>, exports: ExportKind) -> Self {
+        let mut description = describe(memory_limit);
+        description.exports = exports;
+        description.memory_types.push(MemoryType {
+            property_flags: property::DEVICE_LOCAL | SHARED,
+            heap: 0,
+            placement: Placement::Exported,
+        });
+        Self {
+            description: Arc::new(description),
+        }
+    }
 }
+
+/// What the CPU's memory is to the CPU.
+const SHARED: u32 = property::HOST_VISIBLE | property::HOST_COHERENT | property::HOST_CACHED;
 
 impl Provider for SystemProvider {
     fn description(&self) -> &Description {
@@ -97,13 +119,12 @@ fn describe(memory_limit: Option<u64>) -> Description {
                 placement: Placement::Device,
             },
             MemoryType {
-                property_flags: property::HOST_VISIBLE
-                    | property::HOST_COHERENT
-                    | property::HOST_CACHED,
+                property_flags: SHARED,
                 heap: 0,
                 placement: Placement::Window,
             },
         ],
+        exports: ExportKind::File,
         attach_alignment: rustix::param::page_size() as u64,
         non_coherent_atom_size: 1,
         max_allocation_size: size,
@@ -148,7 +169,8 @@ impl Drop for SystemSession {
 #[derive(Debug)]
 enum Bytes {
     File { file: Arc<SharedFile>, offset: u64 },
-    Private(Mapping),
+    Private(Arc<Mapping>),
+    Exported { mapped: SharedFile, file: Arc<File> },
 }
 
 impl Bytes {
@@ -157,6 +179,7 @@ impl Bytes {
         match self {
             Self::File { file, offset } => (file.mapping(), *offset),
             Self::Private(mapping) => (mapping, 0),
+            Self::Exported { mapped, .. } => (mapped.mapping(), 0),
         }
     }
 }
@@ -183,8 +206,8 @@ impl Worker {
         self.cancelled.load(Ordering::Relaxed)
     }
 
-    fn execute(&mut self, request: Request) -> Result<(), ProviderError> {
-        match request {
+    fn execute(&mut self, request: Request) -> Result<Option<Elsewhere>, ProviderError> {
+        let done = match request {
             Request::AddFile {
                 file,
                 descriptor,
@@ -211,6 +234,7 @@ impl Worker {
                 memory_type,
             } => self.allocate(attachment, length, memory_type),
             Request::Release { attachment } => self.table.remove(attachment).map(drop),
+            Request::Export { attachment } => return self.export(attachment).map(Some),
             Request::Fill {
                 attachment,
                 offset,
@@ -230,7 +254,8 @@ impl Worker {
                 destination_offset,
                 length,
             }),
-        }
+        };
+        done.map(|()| None)
     }
 
     fn attach(&mut self, range: &AttachRange) -> Result<(), ProviderError> {
@@ -256,15 +281,41 @@ impl Worker {
         length: u64,
         memory_type: u32,
     ) -> Result<(), ProviderError> {
-        self.table
-            .check_allocate(&self.description, attachment, length, memory_type)?;
+        let place =
+            self.table
+                .check_allocate(&self.description, attachment, length, memory_type)?;
+        let bytes = match (place, self.description.exports) {
+            (Place::Own(Placement::Exported), ExportKind::File) => {
+                let full = |error: Errno| ProviderError::OutOfHostMemory(error.to_string());
+                let file = sealed_memfd("hostblob-exported", length).map_err(full)?;
+                let mapped = rustix::io::fcntl_dupfd_cloexec(&file, 0).map_err(full)?;
+                Bytes::Exported {
+                    mapped: SharedFile::new(mapped, length)?,
+                    file: Arc::new(file.into()),
+                }
+            }
+            _ => Bytes::Private(Arc::new(Mapping::private(length)?)),
+        };
         let attached = Attached {
             length,
-            place: Place::Own,
-            bytes: Bytes::Private(Mapping::private(length)?),
+            place,
+            bytes,
         };
         self.table.insert(attachment, attached);
         Ok(())
+    }
+
+    fn export(&self, attachment: AttachmentId) -> Result<Elsewhere, ProviderError> {
+        let (bytes, length) = self.table.check_export(attachment)?;
+        match bytes {
+            Bytes::Exported { file, .. } => Ok(Elsewhere::File(Arc::clone(file))),
+            Bytes::Private(mapping) => {
+                let base = mapping.range(0, length)?;
+                let owner = Arc::clone(mapping);
+                Ok(Elsewhere::Address(HostAddress::new(base, length, owner)))
+            }
+            Bytes::File { .. } => Err(ProviderError::Invalid("bytes of a file".to_owned())),
+        }
     }
 
     fn fill(

@@ -9,15 +9,15 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::mapping::SharedFile;
-use super::{AttachmentId, Description, FileId, Piece, Placement, ProviderError};
+use super::{AttachmentId, Description, FileId, MemoryType, Piece, Placement, ProviderError};
 
 /// Where the bytes of an attachment are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
     /// In a registered file, from `offset` on: two attachments may share them.
     File { file: FileId, offset: u64 },
-    /// Its own.
-    Own,
+    /// Its own, of this placement.
+    Own(Placement),
 }
 
 /// A live attachment.
@@ -111,7 +111,7 @@ impl<T> Table<T> {
         range: &AttachRange,
     ) -> Result<Arc<SharedFile>, ProviderError> {
         self.check_new(description, range.attachment, range.length)?;
-        check_type(description, range.memory_type, Placement::Window)?;
+        memory_type(description, range.memory_type, |p| p == Placement::Window)?;
         let AttachRange { offset, length, .. } = *range;
         let grain = description.attach_alignment;
         if !offset.is_multiple_of(grain) || !length.is_multiple_of(grain) {
@@ -127,17 +127,17 @@ impl<T> Table<T> {
         Ok(Arc::clone(file))
     }
 
-    /// Checks an allocation.
+    /// Checks an allocation; where its bytes will be.
     pub(super) fn check_allocate(
         &self,
         description: &Description,
         attachment: AttachmentId,
         length: u64,
-        memory_type: u32,
-    ) -> Result<(), ProviderError> {
+        index: u32,
+    ) -> Result<Place, ProviderError> {
         self.check_new(description, attachment, length)?;
-        let heap = check_type(description, memory_type, Placement::Device)?;
-        let size = usize::try_from(heap)
+        let found = memory_type(description, index, |p| p != Placement::Window)?;
+        let size = usize::try_from(found.heap)
             .ok()
             .and_then(|heap| description.heaps.get(heap))
             .map_or(0, |heap| heap.size);
@@ -146,7 +146,22 @@ impl<T> Table<T> {
                 "{length} bytes asked of a heap of {size}"
             )));
         }
-        Ok(())
+        Ok(Place::Own(found.placement))
+    }
+
+    /// Checks an export; the bytes that it names, and how many.
+    pub(super) fn check_export(
+        &self,
+        attachment: AttachmentId,
+    ) -> Result<(&T, u64), ProviderError> {
+        let attached = self.find(attachment)?;
+        if attached.place != Place::Own(Placement::Exported) {
+            return Err(invalid(format!(
+                "attachment {} is not of a type that is exported",
+                attachment.0
+            )));
+        }
+        Ok((&attached.bytes, attached.length))
     }
 
     fn check_new(
@@ -256,22 +271,17 @@ fn unknown(attachment: AttachmentId) -> ProviderError {
     invalid(format!("attachment {} is unknown", attachment.0))
 }
 
-/// The heap of a memory type that must have the given placement.
-fn check_type(
+/// A memory type whose placement must suit.
+fn memory_type(
     description: &Description,
-    memory_type: u32,
-    placement: Placement,
-) -> Result<u32, ProviderError> {
-    usize::try_from(memory_type)
+    index: u32,
+    suits: impl Fn(Placement) -> bool,
+) -> Result<&MemoryType, ProviderError> {
+    usize::try_from(index)
         .ok()
         .and_then(|index| description.memory_types.get(index))
-        .filter(|found| found.placement == placement)
-        .map(|found| found.heap)
-        .ok_or_else(|| {
-            invalid(format!(
-                "memory type {memory_type} is not one of placement {placement:?}"
-            ))
-        })
+        .filter(|found| suits(found.placement))
+        .ok_or_else(|| invalid(format!("memory type {index} has another placement")))
 }
 
 fn inside(offset: u64, length: u64, size: u64, of: &str) -> Result<(), ProviderError> {

@@ -261,7 +261,7 @@ impl Gpu {
 
     /// What the guest reaches where a blob is mapped, if somebody has to know.
     fn mapping(&self, resource: u32) -> Option<Mapping> {
-        match self.window_mode {
+        match self.window_mode() {
             WindowMode::Premapped => None,
             WindowMode::OnDemand => self.guest.mapping(resource),
         }

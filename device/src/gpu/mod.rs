@@ -47,7 +47,6 @@ pub struct Gpu {
     config: Config,
     /// Whether the guest can reach the window. Only a transport that maps it late says otherwise.
     window_mapped: bool,
-    window_mode: WindowMode,
     /// What the last command changes of what the guest reaches, where blobs are mapped one by one.
     window_change: Option<WindowChange>,
     /// Where the guest's pages are.
@@ -94,26 +93,30 @@ impl Gpu {
         window_mode: WindowMode,
         waker: Waker,
     ) -> std::io::Result<Self> {
-        let mut capset = host.capset().clone();
+        let guest = host.guest_with_mode(window_mode, waker)?;
+        Ok(Self::over(guest, capset_id, blob_mem))
+    }
+
+    /// The device of a guest that nobody has used yet.
+    pub fn over(guest: Guest, capset_id: u32, blob_mem: BlobMem) -> Self {
+        let mut capset = guest.capset().clone();
         capset.blob_mem = blob_mem;
-        capset.window_mode = window_mode;
         let config = Config {
             num_capsets: U32::new(1),
             blob_alignment: U32::new(capset.page_size),
             ..Config::default()
         };
-        Ok(Self {
+        Self {
             capset: capset.encode(),
             capset_id,
             config,
             window_mapped: true,
-            window_mode,
             window_change: None,
             backings: Backings::default(),
-            guest: host.guest_with_mode(window_mode, waker)?,
+            guest,
             kept: Vec::new(),
             refusals: RateLimiter::new(),
-        })
+        }
     }
 
     /// Executes one control-queue command.
@@ -261,7 +264,7 @@ impl Gpu {
 
     /// Whether the transport maps the window as a whole, or blobs one by one.
     pub fn window_mode(&self) -> WindowMode {
-        self.window_mode
+        self.guest.capset().window_mode
     }
 
     /// What the command that was just executed changes of what the guest reaches: asked after each command where blobs are mapped one by

@@ -451,7 +451,7 @@ fn where_blobs_are_mapped_one_by_one_each_change_is_told() {
     let (mut gpu, _) = used_gpu_in(WindowMode::OnDemand);
     let at = |page: u64| Mapping {
         span: hostblob_allocator::window::Span::new(page * PAGE, PAGE, 2 << 20).unwrap(),
-        file: None,
+        elsewhere: None,
     };
     assert_eq!(gpu.window_change(), Some(WindowChange::Map(at(0))));
     assert_eq!(gpu.window_change(), None, "once");

@@ -136,7 +136,7 @@ impl Table {
             return false;
         };
         entry.used = self.clock;
-        let foreign = entry.mapping.file.is_some();
+        let foreign = entry.mapping.elsewhere.is_some();
         entry.state = match entry.state {
             State::InUse if !foreign => State::Cached,
             _ => State::Unsure,

@@ -69,7 +69,10 @@ impl<'a> LateWindow<'a> {
     pub(super) fn whole(mapper: &'a mut dyn WindowMapper, size: u64) -> Result<Self, SpanError> {
         let span = Span::new(0, size, size)?;
         Ok(Self(Mode::Whole {
-            window: Mapping { span, file: None },
+            window: Mapping {
+                span,
+                elsewhere: None,
+            },
             mappings: Mappings::new(mapper, 1),
             mapped_in: None,
         }))

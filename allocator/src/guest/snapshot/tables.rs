@@ -37,10 +37,10 @@ fn check(holds: bool, reason: &'static str) -> Result<()> {
 /// The types of memory, as the guest was told.
 fn types(guest: &Guest) -> impl Iterator<Item = TypeRecord> {
     (0..)
-        .zip(&guest.host.capset.types)
+        .zip(&guest.capset.types)
         .map(|(index, told)| TypeRecord {
             properties: told.property_flags,
-            device: guest.placement(index) == Placement::Device,
+            device: guest.placement(index) != Placement::Window,
             cache: told.cache,
         })
 }
@@ -122,6 +122,8 @@ fn memory_record(key: MemoryKey, memory: &Memory) -> MemoryRecord {
             Home::Parked(_) => HomeRecord::Parked,
             Home::Device if memory.attachment.is_some() => HomeRecord::Device,
             Home::Device => HomeRecord::NoDevice,
+            // So is memory that is exported.
+            Home::Exported { .. } => HomeRecord::NoDevice,
             // Foreign memory is a reason to save nothing.
             Home::Pages(_) | Home::Unbacked | Home::Foreign { .. } => HomeRecord::Guest,
         },
@@ -259,7 +261,7 @@ impl Plan {
     }
 
     fn count_object(&mut self, guest: &Guest, context: ContextRef) -> Result<()> {
-        let limit = guest.host.capset.limits.max_context_blobs;
+        let limit = guest.capset.limits.max_context_blobs;
         if let Some(context) = self.live(context) {
             if context.objects >= limit {
                 return Err(Refusal::TooManyObjects(limit.into()).into());
@@ -554,7 +556,7 @@ fn context(guest: &Guest, planned: PlannedContext) -> Context {
 }
 
 fn context_quota(guest: &Guest) -> Arc<Quota> {
-    Quota::new(Level::Context, guest.host.capset.limits.max_context_bytes)
+    Quota::new(Level::Context, guest.capset.limits.max_context_bytes)
 }
 
 fn install_memory(
@@ -586,7 +588,7 @@ fn install_memory(
             let span = Span::new(offset, record.size, guest.window.size());
             let span = span.map_err(Refusal::Place)?;
             check(
-                offset.is_multiple_of(u64::from(guest.host.capset.page_size).max(PAGE)),
+                offset.is_multiple_of(u64::from(guest.capset.page_size).max(PAGE)),
                 "a place in the window that is not aligned for this host",
             )?;
             let lease = guest.window.place(span, key);

@@ -9,6 +9,8 @@ use hostblob_protocol::request::{
     ALL_BUFFERS, Import, ImportResource, Present, Publish, Share, WaitReleased, Withdraw,
 };
 
+use hostblob_capset::WindowMode;
+
 use super::*;
 use crate::Outside;
 use crate::exports::{Event, ExportError, ExportId, Exporter, Exports, Viewer};
@@ -408,7 +410,7 @@ fn inode(file: &File) -> u64 {
 #[test]
 fn memory_of_a_host_process_is_mapped_where_blobs_are_mapped_one_by_one() {
     let mut shown = Shown::new();
-    shown.fixture.guest.window_mode = WindowMode::OnDemand;
+    shown.fixture.guest.capset.window_mode = WindowMode::OnDemand;
     let file = foreign(&mut shown);
     let client_id = CLIENT;
     assert_eq!(shown.ask(BindClientId { client_id }), Status::Ok);
@@ -421,7 +423,10 @@ fn memory_of_a_host_process_is_mapped_where_blobs_are_mapped_one_by_one() {
         (mapping.span.start(), mapping.span.len()),
         (8 * PAGE, 4 * PAGE)
     );
-    assert_eq!(inode(&mapping.file.unwrap()), inode(&file));
+    assert_eq!(
+        inode(mapping.elsewhere.unwrap().file().unwrap()),
+        inode(&file)
+    );
 
     // Nobody else gets the place, and its own bytes are left alone.
     guest.plain(1, 2, PAGE).unwrap();
@@ -443,11 +448,17 @@ fn memory_of_a_host_process_is_mapped_where_blobs_are_mapped_one_by_one() {
     assert_eq!(guest.guest.mapping(RESOURCE), None);
     guest.guest.map_blob(2, 9 * PAGE).unwrap();
     let own = guest.guest.mapping(2).unwrap();
-    assert_eq!((own.span.start(), own.file.is_none()), (9 * PAGE, true));
+    assert_eq!(
+        (own.span.start(), own.elsewhere.is_none()),
+        (9 * PAGE, true)
+    );
     assert!(guest.all(9, 1, 0));
     guest.guest.map_blob(RESOURCE, 0).unwrap();
     let mapping = guest.guest.mapping(RESOURCE).unwrap();
-    assert_eq!(inode(&mapping.file.unwrap()), inode(&file));
+    assert_eq!(
+        inode(mapping.elsewhere.unwrap().file().unwrap()),
+        inode(&file)
+    );
     guest.guest.unref(RESOURCE).unwrap();
     guest.plain(1, 3, PAGE).unwrap();
     guest.guest.map_blob(3, PAGE).unwrap();
@@ -464,7 +475,7 @@ fn memory_of_a_host_process_is_not_mapped_into_a_whole_window() {
 #[test]
 fn a_mapped_memory_of_a_host_process_outlives_its_context_and_no_reset() {
     let mut shown = Shown::new();
-    shown.fixture.guest.window_mode = WindowMode::OnDemand;
+    shown.fixture.guest.capset.window_mode = WindowMode::OnDemand;
     foreign(&mut shown);
     let client_id = CLIENT;
     assert_eq!(shown.ask(BindClientId { client_id }), Status::Ok);
@@ -472,7 +483,11 @@ fn a_mapped_memory_of_a_host_process_outlives_its_context_and_no_reset() {
     let guest = &mut shown.fixture.guest;
     guest.map_blob(RESOURCE, 0).unwrap();
     guest.destroy_context(1).unwrap();
-    assert!(guest.mapping(RESOURCE).is_some_and(|m| m.file.is_some()));
+    assert!(
+        guest
+            .mapping(RESOURCE)
+            .is_some_and(|m| m.elsewhere.is_some())
+    );
     let held = |guest: &Guest| guest.window().occupancy().held;
     assert!(held(guest) >= 4 * PAGE);
     guest.reset();

@@ -12,8 +12,9 @@ use std::sync::Arc;
 
 use super::context::Gl;
 use super::error::PIN;
-use crate::provider::ProviderError;
+use super::persistent::Exposed;
 use crate::provider::mapping::SharedFile;
+use crate::provider::{Elsewhere, ProviderError};
 
 /// `GL_EXTERNAL_VIRTUAL_MEMORY_BUFFER_AMD`.
 const EXTERNAL_VIRTUAL_MEMORY: u32 = 0x9160;
@@ -28,14 +29,14 @@ pub(super) fn largest() -> u64 {
 }
 
 /// The name of a buffer object.
-struct Name {
+pub(super) struct Name {
     raw: u32,
     gl: Rc<Gl>,
 }
 
 impl Name {
     /// A new name; with `create` the object as well, without it the first binding makes that.
-    fn new(gl: &Rc<Gl>, create: bool) -> Result<Self, ProviderError> {
+    pub(super) fn new(gl: &Rc<Gl>, create: bool) -> Result<Self, ProviderError> {
         let mut name = Self {
             raw: 0,
             gl: Rc::clone(gl),
@@ -51,6 +52,10 @@ impl Name {
             unsafe { make(1, raw) };
         })?;
         Ok(name)
+    }
+
+    pub(super) fn raw(&self) -> u32 {
+        self.raw
     }
 }
 
@@ -71,25 +76,58 @@ pub(super) struct Place {
     offset: u64,
 }
 
-/// What an attachment is. Dropped in the order of the fields: the buffer before its pages.
-pub(super) struct GlBytes {
-    name: Name,
-    /// For a pinned buffer; keeps the pages mapped.
-    place: Option<Place>,
-    /// For device-local memory.
-    _charge: Option<Charge>,
+/// What an attachment is.
+pub(super) struct GlBytes(Store);
+
+/// Fields are dropped in their order: the buffer before its pages.
+enum Store {
+    /// Pages of a file, which stay mapped.
+    Pinned { name: Name, place: Place },
+    /// Device-local memory.
+    Own { name: Name, charge: Charge },
+    /// A buffer with an address.
+    Persistent(Exposed),
 }
 
 impl GlBytes {
     pub(super) fn raw(&self) -> u32 {
-        self.name.raw
+        match &self.0 {
+            Store::Pinned { name, .. } | Store::Own { name, .. } => name.raw,
+            Store::Persistent(exposed) => exposed.raw(),
+        }
+    }
+
+    /// Where in the buffer the attachment begins.
+    pub(super) fn start(&self) -> u64 {
+        match &self.0 {
+            Store::Pinned { .. } | Store::Own { .. } => 0,
+            Store::Persistent(exposed) => exposed.skip(),
+        }
     }
 
     /// Which file, by a number of its own, and where in it an offset within the attachment is.
     pub(super) fn in_file(&self, offset: u64) -> Option<(usize, u64)> {
-        self.place
-            .as_ref()
-            .map(|place| (Arc::as_ptr(&place.file).addr(), place.offset + offset))
+        match &self.0 {
+            Store::Pinned { place, .. } => {
+                Some((Arc::as_ptr(&place.file).addr(), place.offset + offset))
+            }
+            Store::Own { .. } | Store::Persistent(_) => None,
+        }
+    }
+
+    /// A buffer with an address.
+    pub(super) fn persistent(exposed: Exposed) -> Self {
+        Self(Store::Persistent(exposed))
+    }
+
+    /// Where the CPU finds the attachment of `length` bytes.
+    pub(super) fn address(&self, length: u64) -> Result<Elsewhere, ProviderError> {
+        match &self.0 {
+            Store::Persistent(exposed) => Ok(exposed.address(length)),
+            _ => Err(ProviderError::Invalid(
+                "memory without an address".to_owned(),
+            )),
+        }
     }
 
     /// Pins a range of a file.
@@ -119,14 +157,11 @@ impl GlBytes {
             // SAFETY: binds nothing, so that no later call reaches the buffer by the target.
             unsafe { (gl.bind_buffer)(EXTERNAL_VIRTUAL_MEMORY, 0) };
         })?;
-        Ok(Self {
+        let file = Arc::clone(file);
+        Ok(Self(Store::Pinned {
             name,
-            place: Some(Place {
-                file: Arc::clone(file),
-                offset,
-            }),
-            _charge: None,
-        })
+            place: Place { file, offset },
+        }))
     }
 
     /// Allocates device memory of at least `length` bytes, whose size is a multiple of 4; its contents are undefined.
@@ -138,16 +173,15 @@ impl GlBytes {
             // SAFETY: an object of this context without a store; no data, and no flags: the CPU never reaches it.
             unsafe { (gl.named_buffer_storage)(name.raw, size, std::ptr::null(), 0) };
         })?;
-        Ok(Self {
-            name,
-            place: None,
-            _charge: Some(charge),
-        })
+        Ok(Self(Store::Own { name, charge }))
     }
 
-    /// Bytes of device memory, a multiple of 4; 0 for a pinned range.
+    /// Bytes of device-local memory, a multiple of 4; 0 for others.
     pub(super) fn own_size(&self) -> u64 {
-        self._charge.as_ref().map_or(0, |charge| charge.bytes)
+        match &self.0 {
+            Store::Own { charge, .. } => charge.bytes,
+            Store::Pinned { .. } | Store::Persistent(_) => 0,
+        }
     }
 }
 
@@ -166,7 +200,7 @@ pub(super) fn size(bytes: u64) -> Result<isize, ProviderError> {
 
 /// How much device memory is live: drivers grant what the machine does not have.
 pub(super) struct Budget {
-    gl: Rc<Gl>,
+    pub(super) gl: Rc<Gl>,
     limit: u64,
     live: Cell<u64>,
 }
@@ -180,7 +214,7 @@ impl Budget {
         })
     }
 
-    fn charge(self: &Rc<Self>, length: u64) -> Result<Charge, ProviderError> {
+    pub(super) fn charge(self: &Rc<Self>, length: u64) -> Result<Charge, ProviderError> {
         let live = self.live.get();
         let left = self.limit.saturating_sub(live);
         let bytes = length
@@ -198,8 +232,8 @@ impl Budget {
 }
 
 /// A part of a budget, given back when dropped.
-struct Charge {
-    bytes: u64,
+pub(super) struct Charge {
+    pub(super) bytes: u64,
     budget: Rc<Budget>,
 }
 

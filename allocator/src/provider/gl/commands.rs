@@ -107,7 +107,7 @@ impl Commands {
         length: u64,
         value: u32,
     ) -> Result<(), ProviderError> {
-        let range = (size(offset)?, size(length)?);
+        let range = (size(bytes.start() + offset)?, size(length)?);
         let access = Access::new(bytes, offset, length, true);
         self.order(access.as_slice())?;
         // The bytes of the word in memory order are `value`'s little-endian ones; GL writes words in the host's order.
@@ -138,7 +138,9 @@ impl Commands {
         destination: &At<'_, GlBytes>,
         length: u64,
     ) -> Result<(), ProviderError> {
-        let (from, to) = (size(source.offset)?, size(destination.offset)?);
+        // Inside buffers, so far from overflow.
+        let start = |at: &At<'_, GlBytes>| size(at.bytes.start() + at.offset);
+        let (from, to) = (start(source)?, start(destination)?);
         let bytes = size(length)?;
         let accesses: Vec<Access> = [
             Access::new(source.bytes, source.offset, length, false),

@@ -53,6 +53,8 @@ functions! {
     buffer_data = "glBufferData"(c_uint, isize, *const c_void, c_uint);
     /// Name, size, data, flags.
     named_buffer_storage = "glNamedBufferStorage"(c_uint, isize, *const c_void, c_uint);
+    /// Name, offset, length, access.
+    map_named_buffer_range = "glMapNamedBufferRange"(c_uint, isize, isize, c_uint) -> *mut c_void;
     /// Name, internal format, offset, size, format, type, value.
     clear_named_buffer_sub_data = "glClearNamedBufferSubData"(c_uint, c_uint, isize, isize, c_uint, c_uint, *const c_void);
     /// From, to, offset, offset, size.

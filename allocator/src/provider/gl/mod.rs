@@ -3,7 +3,7 @@
 //! | file | answers |
 //! |---|---|
 //! | `egl`, `functions`, `context`, `facts` | what OpenGL there is: loading, displays, the one context |
-//! | `buffer` | where bytes come from: ranges of files, device-local memory |
+//! | `buffer`, `persistent` | where bytes come from: ranges of files, device-local memory, buffers with an address |
 //! | `probe`, `view`, `survey` | what is offered: what works, how the guest sees it, and people |
 //! | `commands`, `worker` | how work runs: giving and fencing, the thread that does all of it |
 //!
@@ -17,6 +17,7 @@ mod egl;
 mod error;
 mod facts;
 mod functions;
+mod persistent;
 mod probe;
 mod survey;
 mod view;
@@ -37,6 +38,8 @@ use buffer::Budget;
 use commands::Commands;
 use context::Gl;
 use egl::{Display, Egl};
+use persistent::Persistent;
+use view::Shared;
 use worker::{GlGpu, Worker};
 
 pub use context::MessageCounter;
@@ -56,6 +59,7 @@ struct Started {
     description: Arc<Description>,
     facts: GlFacts,
     pinned: ProbeOutcome,
+    persistent: ProbeOutcome,
     #[cfg(test)]
     faults: Arc<super::faults::Faults<u32>>,
     #[cfg(test)]
@@ -117,7 +121,13 @@ impl GlProvider {
         &self.started.pinned
     }
 
-    /// Whether anything can be attached to window memory: without it the guest gets device-local memory only.
+    /// What came of persistent mapped buffers.
+    #[must_use]
+    pub fn persistent(&self) -> &ProbeOutcome {
+        &self.started.persistent
+    }
+
+    /// Whether anything can be attached to window memory: without it guests of other processes get device-local memory only.
     #[must_use]
     pub fn serves_window(&self) -> bool {
         serves_window(&self.started.description)
@@ -159,6 +169,7 @@ fn serves_window(description: &Description) -> bool {
 struct Engine {
     desk: Desk<GlGpu>,
     pinned: ProbeOutcome,
+    persistent: ProbeOutcome,
 }
 
 impl Engine {
@@ -177,16 +188,25 @@ impl Engine {
             reason: error.to_string(),
         })?;
         let pinned = probe::pinned(&gl, &mut commands, &trial);
-        let works = pinned == ProbeOutcome::Works;
-        let description = view::describe(&gl.facts, works, memory_limit);
+        let persistent = probe::persistent(&mut commands, &Persistent::new(&trial));
+        let shared = match (&pinned, &persistent) {
+            (ProbeOutcome::Works, _) => Shared::Pinned,
+            (_, ProbeOutcome::Works) => Shared::Persistent,
+            _ => Shared::No,
+        };
+        let description = Arc::new(view::describe(&gl.facts, shared, memory_limit));
+        let budget = Budget::new(&gl, view::device_heap(&description));
         let gpu = GlGpu {
             commands,
-            budget: Budget::new(&gl, view::device_heap(&description)),
+            persistent: Persistent::new(&budget),
+            budget,
+            description: Arc::clone(&description),
             gl,
         };
         Ok(Self {
-            desk: Desk::new(gpu, Arc::new(description)),
+            desk: Desk::new(gpu, description),
             pinned,
+            persistent,
         })
     }
 
@@ -203,6 +223,7 @@ impl Engine {
             description: Arc::clone(self.desk.description()),
             facts: self.facts().clone(),
             pinned: self.pinned.clone(),
+            persistent: self.persistent.clone(),
             #[cfg(test)]
             faults: Arc::clone(&self.gl().faults),
             #[cfg(test)]

@@ -16,12 +16,19 @@ pub struct GlReport {
     pub facts: GlFacts,
     /// What came of pinning window memory.
     pub pinned: ProbeOutcome,
+    /// What came of persistent mapped buffers, which serve a VMM in its own process.
+    pub persistent: ProbeOutcome,
 }
 
 impl fmt::Display for GlReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.facts)?;
-        write!(f, "  window memory by pinned memory: {}", self.pinned)
+        writeln!(f, "  window memory by pinned memory: {}", self.pinned)?;
+        write!(
+            f,
+            "  for a VMM in the same process, persistent mapped buffers: {}",
+            self.persistent
+        )
     }
 }
 
@@ -48,6 +55,7 @@ fn look() -> Result<Vec<GlReport>, String> {
             Ok(engine) => reports.push(GlReport {
                 facts: engine.facts().clone(),
                 pinned: engine.pinned.clone(),
+                persistent: engine.persistent.clone(),
             }),
             Err(error) => last = Some(error.to_string()),
         }
@@ -79,5 +87,6 @@ mod tests {
         assert_eq!(again.len(), reports.len());
         assert_eq!(again[0].facts.renderer, report.facts.renderer);
         assert_eq!(again[0].pinned, report.pinned);
+        assert_eq!(report.persistent, ProbeOutcome::Works, "{report}");
     }
 }

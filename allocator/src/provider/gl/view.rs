@@ -6,26 +6,45 @@
 //!   mapping (HOST_CACHED) and that GL_AMD_pinned_memory keeps coherent (HOST_COHERENT). It is DEVICE_LOCAL where the
 //!   renderer is the CPU.
 //!
-//! Without pinned memory nothing is offered for the window: a persistent mapped buffer (GL_ARB_buffer_storage) has pages of
-//! the driver's own, which never enter it.
+//! Without pinned memory nothing is offered for the window. There is an **exported type** then, persistent mapped buffers
+//! (GL_ARB_buffer_storage): pages of the driver's own, which have an address in this process. A VMM that is this process can map
+//! them for its guest. Whether they are cached GL does not say, but where the renderer is the CPU.
 
 use super::facts::GlFacts;
 use crate::provider::{
-    Description, Heap, MemoryType, Placement, ProviderKind, property, system::physical_memory,
+    Description, ExportKind, Heap, MemoryType, Placement, ProviderKind, property,
+    system::physical_memory,
 };
 
 /// As in [`Description::attach_strategy`].
 const PINNED: &str = "pinned memory";
 const NOT_PINNED: &str = "nothing (no pinned memory: device-local memory only)";
+const PERSISTENT: &str =
+    "nothing (no pinned memory: persistent mapped buffers for a VMM in this process)";
+
+/// How the CPU gets at memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shared {
+    /// It pins the window's.
+    Pinned,
+    /// It maps the driver's.
+    Persistent,
+    /// Not at all.
+    No,
+}
 
 /// What is offered.
-pub(super) fn describe(facts: &GlFacts, pinned: bool, memory_limit: Option<u64>) -> Description {
-    let (heaps, memory_types) = view(facts, pinned, memory_limit, physical_memory());
+pub(super) fn describe(facts: &GlFacts, how: Shared, memory_limit: Option<u64>) -> Description {
+    let (heaps, memory_types) = view(facts, how, memory_limit, physical_memory());
     Description {
         kind: ProviderKind::Gl,
         device_name: facts.renderer.clone(),
         driver_name: facts.driver(),
-        attach_strategy: if pinned { PINNED } else { NOT_PINNED },
+        attach_strategy: match how {
+            Shared::Pinned => PINNED,
+            Shared::Persistent => PERSISTENT,
+            Shared::No => NOT_PINNED,
+        },
         // GL has no query for either.
         vendor_id: 0,
         device_id: 0,
@@ -37,6 +56,7 @@ pub(super) fn describe(facts: &GlFacts, pinned: bool, memory_limit: Option<u64>)
             .unwrap_or_else(|| made_up(&[&facts.vendor, &facts.version])),
         heaps,
         memory_types,
+        exports: ExportKind::Address,
         attach_alignment: rustix::param::page_size() as u64,
         non_coherent_atom_size: 1,
         max_allocation_size: super::buffer::largest(),
@@ -50,7 +70,7 @@ pub(super) fn device_heap(description: &Description) -> u64 {
 
 fn view(
     facts: &GlFacts,
-    pinned: bool,
+    how: Shared,
     memory_limit: Option<u64>,
     physical: u64,
 ) -> (Vec<Heap>, Vec<MemoryType>) {
@@ -65,8 +85,7 @@ fn view(
         heap: 0,
         placement: Placement::Device,
     }];
-    if pinned {
-        let shared = property::HOST_VISIBLE | property::HOST_COHERENT | property::HOST_CACHED;
+    if how != Shared::No {
         let heap = u32::from(own.is_some());
         if own.is_some() {
             heaps.push(Heap {
@@ -74,15 +93,20 @@ fn view(
                 flags: 0,
             });
         }
-        let local = if facts.software {
-            property::DEVICE_LOCAL
-        } else {
-            0
-        };
+        let mut property_flags = property::HOST_VISIBLE | property::HOST_COHERENT;
+        if facts.software {
+            property_flags |= property::DEVICE_LOCAL;
+        }
+        if facts.software || how == Shared::Pinned {
+            property_flags |= property::HOST_CACHED;
+        }
         types.push(MemoryType {
-            property_flags: shared | local,
+            property_flags,
             heap,
-            placement: Placement::Window,
+            placement: match how {
+                Shared::Pinned => Placement::Window,
+                Shared::Persistent | Shared::No => Placement::Exported,
+            },
         });
     }
     (heaps, types)
@@ -143,7 +167,12 @@ mod tests {
 
     #[test]
     fn the_cpu_shares_all_memory() {
-        let (heaps, types) = view(&facts("llvmpipe", true, Some(GIB)), true, None, 24 * GIB);
+        let (heaps, types) = view(
+            &facts("llvmpipe", true, Some(GIB)),
+            Shared::Pinned,
+            None,
+            24 * GIB,
+        );
         assert_eq!(heaps.len(), 1);
         assert_eq!(heaps[0].size, 24 * GIB);
         assert_eq!(
@@ -158,7 +187,7 @@ mod tests {
     #[test]
     fn a_card_has_a_heap_of_its_own() {
         let card = facts("card", false, Some(8 * GIB));
-        let (heaps, types) = view(&card, true, Some(16 * GIB), 24 * GIB);
+        let (heaps, types) = view(&card, Shared::Pinned, Some(16 * GIB), 24 * GIB);
         let sizes: Vec<(u64, u32)> = heaps.iter().map(|heap| (heap.size, heap.flags)).collect();
         assert_eq!(sizes, [(8 * GIB, 1), (16 * GIB, 0)]);
         assert_eq!(
@@ -173,14 +202,25 @@ mod tests {
     #[test]
     fn without_pinned_memory_the_window_gets_nothing() {
         let card = facts("card", false, None);
-        let (heaps, types) = view(&card, false, None, 24 * GIB);
+        let (heaps, types) = view(&card, Shared::No, None, 24 * GIB);
         assert_eq!(heaps.len(), 1);
         assert_eq!(
             flags(&types),
             [(property::DEVICE_LOCAL, 0, Placement::Device)]
         );
-        let description = describe(&card, false, None);
+        let description = describe(&card, Shared::No, None);
         assert!(description.attach_strategy.contains("no pinned memory"));
+        let (heaps, types) = view(
+            &facts("card", false, Some(8 * GIB)),
+            Shared::Persistent,
+            None,
+            24 * GIB,
+        );
+        assert_eq!(heaps.len(), 2);
+        assert_eq!(
+            flags(&types)[1],
+            (SHARED & !property::HOST_CACHED, 1, Placement::Exported)
+        );
     }
 
     #[test]

@@ -9,16 +9,17 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, TryRecvError};
+use crossbeam_channel::{Receiver, TryRecvError, select};
 
 use super::buffer::{Budget, GlBytes};
 use super::commands::{Commands, PATIENCE};
 use super::context::Gl;
-use crate::provider::ProviderError;
+use super::persistent::Persistent;
 use crate::provider::desk::{At, BURST, Desk, Gpu, ToWorker};
 use crate::provider::lane::Batch;
 use crate::provider::mapping::SharedFile;
 use crate::provider::table::AttachRange;
+use crate::provider::{Description, Elsewhere, Placement, ProviderError};
 
 /// How long a request that arrives while the GPU is busy may lie: short against the work that it arrives behind, and long
 /// enough that looking costs nothing.
@@ -28,6 +29,9 @@ const SLICE: Duration = Duration::from_micros(200);
 pub(super) struct GlGpu {
     pub(super) commands: Commands,
     pub(super) budget: Rc<Budget>,
+    pub(super) persistent: Persistent,
+    /// What the guest is told.
+    pub(super) description: Arc<Description>,
     pub(super) gl: Rc<Gl>,
 }
 
@@ -46,10 +50,21 @@ impl Gpu for GlGpu {
         GlBytes::pin(&self.gl, file, range.offset, range.length)
     }
 
-    fn allocate(&mut self, length: u64, _memory_type: u32) -> Result<GlBytes, ProviderError> {
-        let bytes = GlBytes::allocate(&self.budget, length)?;
-        self.commands.fill(&bytes, 0, bytes.own_size(), 0)?;
+    fn allocate(&mut self, length: u64, memory_type: u32) -> Result<GlBytes, ProviderError> {
+        let (bytes, size) = match self.description.placement(memory_type) {
+            Some(Placement::Exported) => (self.persistent.allocate(length)?, length),
+            _ => {
+                let bytes = GlBytes::allocate(&self.budget, length)?;
+                let size = bytes.own_size();
+                (bytes, size)
+            }
+        };
+        self.commands.fill(&bytes, 0, size, 0)?;
         Ok(bytes)
+    }
+
+    fn export(&mut self, bytes: &GlBytes, length: u64) -> Result<Elsewhere, ProviderError> {
+        bytes.address(length)
     }
 
     fn fill(
@@ -94,9 +109,10 @@ impl Worker {
     pub(super) fn run(mut self, inbox: &Receiver<ToWorker>) {
         loop {
             let message = match self.in_flight.is_empty() {
-                true => inbox.recv().map_err(|_| TryRecvError::Disconnected),
+                true => self.next(inbox),
                 false => inbox.try_recv(),
             };
+            self.desk.gpu.persistent.collect();
             match message {
                 Ok(first) => {
                     self.desk.handle(first);
@@ -112,6 +128,23 @@ impl Worker {
         }
         while !self.in_flight.is_empty() {
             self.answer(PATIENCE);
+        }
+        let persistent = &self.desk.gpu.persistent;
+        persistent.collect();
+        if persistent.is_in_use() {
+            log::warn!("an address of device memory is held: the OpenGL context is left as it is");
+            std::mem::forget(self.desk);
+        }
+    }
+
+    /// Waits for the next message, and deletes what is not needed meanwhile.
+    fn next(&self, inbox: &Receiver<ToWorker>) -> Result<ToWorker, TryRecvError> {
+        let persistent = &self.desk.gpu.persistent;
+        loop {
+            select! {
+                recv(inbox) -> message => return message.map_err(|_| TryRecvError::Disconnected),
+                recv(persistent.gone()) -> name => name.into_iter().for_each(|name| persistent.delete(name)),
+            }
         }
     }
 

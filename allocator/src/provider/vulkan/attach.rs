@@ -13,6 +13,7 @@ use std::sync::Arc;
 use ash::vk;
 
 use super::device::Device;
+use super::export::ExportedMemory;
 use super::local::LocalMemory;
 use crate::provider::ProviderError;
 use crate::provider::mapping::SharedFile;
@@ -142,6 +143,7 @@ impl Drop for Imported {
 pub(super) enum Backing {
     Imported(Imported),
     Local(LocalMemory),
+    Exported(ExportedMemory),
 }
 
 /// A buffer with its memory: what an attachment is. Dropped in the order of the fields.
@@ -352,7 +354,8 @@ fn not_offered() -> ProviderError {
     ProviderError::Driver("the way of attaching is not offered".to_owned())
 }
 
-fn allows(bits: u32, memory_type: u32) -> bool {
+/// Whether a bit mask of memory types has this one.
+pub(super) fn allows(bits: u32, memory_type: u32) -> bool {
     1_u32
         .checked_shl(memory_type)
         .is_some_and(|bit| bits & bit != 0)

@@ -12,6 +12,7 @@ use std::time::Duration;
 use ash::{ext, khr, vk};
 use parking_lot::Mutex;
 
+use super::attach::USAGE;
 use super::error::{VulkanError, call};
 use super::instance::Instance;
 use super::physical::{Candidate, DeviceFacts};
@@ -170,6 +171,30 @@ impl Device {
             Err(vk::Result::TIMEOUT) => Ok(false),
             Err(result) => Err(result),
         }
+    }
+
+    /// What buffers of ours can do with memory of a handle type.
+    pub(super) fn external_features(
+        &self,
+        handle_type: vk::ExternalMemoryHandleTypeFlags,
+    ) -> vk::ExternalMemoryFeatureFlags {
+        let info = vk::PhysicalDeviceExternalBufferInfo::default()
+            .usage(USAGE)
+            .handle_type(handle_type);
+        let mut properties = vk::ExternalBufferProperties::default();
+        // SAFETY: a plain query of a physical device of a live instance; the callers ask of handle types whose extension is offered.
+        unsafe {
+            self.instance
+                .raw
+                .get_physical_device_external_buffer_properties(
+                    self.handle,
+                    &info,
+                    &mut properties,
+                );
+        }
+        properties
+            .external_memory_properties
+            .external_memory_features
     }
 
     /// Notes that the device is lost; the first reason stays.

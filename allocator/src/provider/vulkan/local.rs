@@ -5,6 +5,7 @@
 //! the machine does not have.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ash::vk;
 use gpu_allocator::vulkan::{
@@ -29,11 +30,11 @@ pub(super) struct LocalPool {
     state: Mutex<State>,
     device: Arc<Device>,
     limit: u64,
+    live_bytes: AtomicU64,
 }
 
 struct State {
     allocator: Allocator,
-    live_bytes: u64,
     live_dedicated: u32,
 }
 
@@ -57,12 +58,29 @@ impl LocalPool {
         Ok(Arc::new(Self {
             state: Mutex::new(State {
                 allocator,
-                live_bytes: 0,
                 live_dedicated: 0,
             }),
             device: Arc::clone(device),
             limit,
+            live_bytes: AtomicU64::new(0),
         }))
+    }
+
+    pub(super) fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
+    /// Counts bytes that are about to be taken from the device's heaps.
+    pub(super) fn reserve(self: &Arc<Self>, size: u64) -> Result<Reserved, ProviderError> {
+        self.live_bytes
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |live| {
+                live.checked_add(size).filter(|live| *live <= self.limit)
+            })
+            .map_err(|live| too_much(size, self.limit.saturating_sub(live)))?;
+        Ok(Reserved {
+            size,
+            pool: Arc::clone(self),
+        })
     }
 
     /// A buffer of at least `length` bytes, whose size is a multiple of 4, with memory of the host's type
@@ -95,12 +113,8 @@ impl LocalPool {
         self: &Arc<Self>,
         requirements: vk::MemoryRequirements,
     ) -> Result<LocalMemory, ProviderError> {
+        let reserved = self.reserve(requirements.size)?;
         let mut state = self.state.lock();
-        let live = state
-            .live_bytes
-            .checked_add(requirements.size)
-            .filter(|live| *live <= self.limit)
-            .ok_or_else(|| too_much(requirements.size, self.limit - state.live_bytes))?;
         if state.live_dedicated >= local_share(self.device.facts.max_allocation_count) / 2 {
             return Err(ProviderError::OutOfDeviceMemory(format!(
                 "{} large allocations are live",
@@ -126,12 +140,10 @@ impl LocalPool {
                 )),
                 error => ProviderError::Driver(error.to_string()),
             })?;
-        state.live_bytes = live;
         state.live_dedicated += u32::from(allocation.is_dedicated());
         Ok(LocalMemory {
             allocation,
-            size: requirements.size,
-            pool: Arc::clone(self),
+            reserved,
         })
     }
 }
@@ -140,17 +152,28 @@ fn too_much(asked: u64, left: u64) -> ProviderError {
     ProviderError::OutOfDeviceMemory(format!("{asked} bytes asked, {left} left"))
 }
 
-/// A piece of the pool.
-pub(super) struct LocalMemory {
-    allocation: Allocation,
+/// Bytes that count against the limit.
+pub(super) struct Reserved {
     size: u64,
     pool: Arc<LocalPool>,
 }
 
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.pool.live_bytes.fetch_sub(self.size, Ordering::Relaxed);
+    }
+}
+
+/// A piece of the pool.
+pub(super) struct LocalMemory {
+    allocation: Allocation,
+    /// Given back after the allocation is.
+    reserved: Reserved,
+}
+
 impl Drop for LocalMemory {
     fn drop(&mut self) {
-        let mut state = self.pool.state.lock();
-        state.live_bytes -= self.size;
+        let mut state = self.reserved.pool.state.lock();
         state.live_dedicated -= u32::from(self.allocation.is_dedicated());
         if let Err(error) = state.allocator.free(std::mem::take(&mut self.allocation)) {
             log::error!("gpu-allocator: {error}");

@@ -3,7 +3,7 @@
 //! | file | answers |
 //! |---|---|
 //! | `instance`, `physical`, `device` | what Vulkan there is: loading, choosing, the one VkDevice |
-//! | `attach`, `local` | where bytes come from: ranges of files, device-local memory |
+//! | `attach`, `local`, `export` | where bytes come from: ranges of files, device-local memory, dma-bufs of it |
 //! | `probe`, `types` | what is offered: what works, and how the guest sees it |
 //! | `commands`, `worker`, `waiter` | how work runs: recording, the thread that submits, the thread that answers |
 //!
@@ -13,6 +13,7 @@ mod attach;
 mod commands;
 mod device;
 mod error;
+mod export;
 mod instance;
 mod local;
 mod physical;
@@ -31,8 +32,8 @@ use super::desk::Desk;
 use super::front::Threads;
 use super::udmabuf::Udmabuf;
 use super::{
-    CompletionSink, Description, DeviceSelector, Options, Placement, Provider, ProviderKind,
-    Session, property,
+    CompletionSink, Description, DeviceSelector, ExportKind, Options, Placement, Provider,
+    ProviderKind, Session, property,
 };
 use attach::Attacher;
 use commands::Commands;
@@ -40,7 +41,7 @@ use device::Device;
 use instance::Instance;
 use local::LocalPool;
 use physical::Candidate;
-use types::{HostMemory, View};
+use types::{Found, HostMemory, View};
 use waiter::Answers;
 use worker::{VulkanGpu, Worker};
 
@@ -49,7 +50,7 @@ pub use attach::Strategy;
 pub use error::VulkanError;
 pub use instance::ValidationCounter;
 pub use physical::{DeviceClass, DeviceFacts};
-pub use probe::{Probe, ProbeRow};
+pub use probe::{Probe, ProbeRow, Way};
 
 /// A host GPU through Vulkan.
 pub struct VulkanProvider {
@@ -191,19 +192,19 @@ impl Engine {
             types: &device.facts.types,
             heaps: &device.facts.heaps,
         };
-        let view = types::view(
-            host,
-            &probe.attachable(strategy),
-            buffer_types,
-            memory_limit,
-        );
+        let found = Found {
+            attachable: &probe.attachable(strategy),
+            exportable: &probe.exportable(),
+            buffers: buffer_types,
+        };
+        let view = types::view(host, found, memory_limit);
         let pool = LocalPool::new(&device, local_limit(&view))?;
         let description = Arc::new(describe(&device, &attacher, &view));
         let gpu = VulkanGpu {
             commands,
             attacher,
             pool,
-            host_types: view.host,
+            host_types: view.host_types(),
             device,
         };
         let worker = Worker {
@@ -260,9 +261,10 @@ fn local_limit(view: &View) -> u64 {
     let mut heaps: Vec<u32> = view
         .types
         .iter()
-        .filter(|kind| kind.placement == Placement::Device)
+        .filter(|kind| kind.placement != Placement::Window)
         .map(|kind| kind.heap)
         .collect();
+    heaps.sort_unstable();
     heaps.dedup();
     heaps
         .iter()
@@ -289,6 +291,7 @@ fn describe(device: &Device, attacher: &Attacher, view: &View) -> Description {
         driver_uuid: facts.driver_uuid,
         heaps: view.heaps.clone(),
         memory_types: view.types.clone(),
+        exports: ExportKind::File,
         attach_alignment: attacher.alignment(),
         non_coherent_atom_size: 1,
         max_allocation_size: attacher.max_length(),

@@ -44,10 +44,13 @@ fn the_probe_says_what_is_offered() {
     let probe = provider.probe();
     let strategy = probe.best().expect("a way to attach");
     assert_eq!(provider.description().attach_strategy, strategy.as_str());
+    let types = &provider.facts().types;
+    let shared = property::HOST_VISIBLE | property::HOST_COHERENT | property::DEVICE_LOCAL;
+    let local = types.iter().filter(|(flags, _)| flags & shared == shared);
     assert_eq!(
         probe.rows.len(),
-        2 * provider.facts().types.len(),
-        "each type with each strategy"
+        2 * types.len() + local.count(),
+        "each type with each strategy, and exports of those of the device"
     );
     let windows = provider
         .description()
@@ -220,7 +223,7 @@ fn scenario(guest: &mut Guest) -> Vec<Result<(), ProviderError>> {
         .map(|sequence| {
             let completion = guest.next();
             assert_eq!(completion.sequence, sequence);
-            completion.result
+            completion.result.map(drop)
         })
         .collect()
 }

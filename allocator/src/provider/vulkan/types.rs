@@ -14,6 +14,10 @@
 //! **Device types** are one per device-local heap, for private memory without window use. Where a card has device-local
 //! types that the CPU cannot see, those it can see are left out: they live in a small BAR heap (or are the same
 //! memory again).
+//!
+//! **Exported types** are the device-local types of the host that the probe exported as a dma-buf, mapped, and found to be the same bytes.
+//! The guest's CPU reaches them as the driver's own mapping would, so they keep the host's flags. They come last, for guests that
+//! cannot map them; a type whose flags are only a part of an earlier one's must not stand there, and is left out.
 
 use ash::vk;
 
@@ -38,6 +42,14 @@ pub(super) struct View {
     pub(super) host: Vec<u32>,
 }
 
+impl View {
+    /// For each type, the host's own index, and where its bytes live.
+    pub(super) fn host_types(&self) -> Vec<(u32, Placement)> {
+        let placements = self.types.iter().map(|kind| kind.placement);
+        self.host.iter().copied().zip(placements).collect()
+    }
+}
+
 /// What the host says: `(property flags, heap)` and `(size, heap flags)`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct HostMemory<'a> {
@@ -52,27 +64,43 @@ struct Chosen {
     placement: Placement,
 }
 
+/// What the probe found.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Found<'a> {
+    /// Types that are attached to the window.
+    pub(super) attachable: &'a [u32],
+    /// Types whose memory is exported.
+    pub(super) exportable: &'a [u32],
+    /// Types that a buffer of ours may live in, as a bit mask.
+    pub(super) buffers: u32,
+}
+
+/// Whether memory of a host type may be offered once it is exported.
+pub(super) fn may_be_exported(flags: u32) -> bool {
+    may_be_window(flags) && flags & property::DEVICE_LOCAL != 0
+}
+
 /// Whether a host type may be offered for the window once it is attached.
 pub(super) fn may_be_window(flags: u32) -> bool {
     flags & !KNOWN == 0 && flags & SHARED == SHARED
 }
 
-/// The guest's view, where the host's types `attachable` passed the probe and a buffer of ours may live in the types of
-/// the bit mask `buffer_types`.
-pub(super) fn view(
-    host: HostMemory<'_>,
-    attachable: &[u32],
-    buffer_types: u32,
-    memory_limit: Option<u64>,
-) -> View {
-    let mut chosen = window_types(host, attachable);
-    chosen.extend(device_types(host, buffer_types));
+/// The guest's view of what was found.
+pub(super) fn view(host: HostMemory<'_>, found: Found<'_>, memory_limit: Option<u64>) -> View {
+    let mut chosen = window_types(host, found.attachable);
+    chosen.extend(device_types(host, found.buffers));
     // The specification lists a type before those whose flags are a superset of its own; a stable sort by the
     // number of flags does that and keeps the host's order otherwise.
     chosen.sort_by_key(|kind| kind.flags.count_ones());
     let mut used: Vec<u32> = chosen.iter().map(|kind| kind.heap).collect();
     used.sort_unstable();
     used.dedup();
+    for exported in exported_types(host, found.exportable, &chosen) {
+        if !used.contains(&exported.heap) {
+            used.push(exported.heap);
+        }
+        chosen.push(exported);
+    }
     let heaps = used
         .iter()
         .filter_map(|heap| host.heaps.get(usize::try_from(*heap).ok()?))
@@ -122,6 +150,29 @@ fn window_types(host: HostMemory<'_>, attachable: &[u32]) -> Vec<Chosen> {
     chosen
 }
 
+/// The exported types that may follow `before`, as the specification orders types.
+fn exported_types(host: HostMemory<'_>, exportable: &[u32], before: &[Chosen]) -> Vec<Chosen> {
+    let mut chosen: Vec<Chosen> = Vec::new();
+    for (index, flags, heap) in indexed(host.types) {
+        let fits = exportable.contains(&index) && may_be_exported(flags);
+        let is_part = |kind: &Chosen| kind.flags & flags == flags && kind.flags != flags;
+        if !fits
+            || before.iter().any(is_part)
+            || chosen.iter().any(|c| c.flags == flags && c.heap == heap)
+        {
+            continue;
+        }
+        chosen.push(Chosen {
+            host: index,
+            flags,
+            heap,
+            placement: Placement::Exported,
+        });
+    }
+    chosen.sort_by_key(|kind| kind.flags.count_ones());
+    chosen
+}
+
 fn device_types(host: HostMemory<'_>, buffer_types: u32) -> Vec<Chosen> {
     let local: Vec<(u32, u32, u32)> = indexed(host.types)
         .filter(|(index, flags, _)| {
@@ -164,6 +215,14 @@ mod tests {
     const CA: u32 = property::HOST_CACHED;
     const GIB: u64 = 1 << 30;
 
+    fn found<'a>(attachable: &'a [u32], exportable: &'a [u32], buffers: u32) -> Found<'a> {
+        Found {
+            attachable,
+            exportable,
+            buffers,
+        }
+    }
+
     fn summary(view: &View) -> Vec<(u32, u32, Placement, u32)> {
         view.types
             .iter()
@@ -178,7 +237,7 @@ mod tests {
             types: &[(DL | HV | HC | CA, 0)],
             heaps: &[(24 * GIB, 1)],
         };
-        let view = view(host, &[0], 1, Some(4 * GIB));
+        let view = view(host, found(&[0], &[], 1), Some(4 * GIB));
         assert_eq!(
             summary(&view),
             [
@@ -208,7 +267,7 @@ mod tests {
             ],
             heaps: &[(8 * GIB, 1), (16 * GIB, 0), (GIB / 4, 1)],
         };
-        let view = view(host, &[2, 3], 0b11111, None);
+        let view = view(host, found(&[2, 3], &[], 0b11111), None);
         assert_eq!(
             summary(&view),
             [
@@ -239,7 +298,7 @@ mod tests {
             ],
             heaps: &[(GIB, 0)],
         };
-        let view = view(host, &[0, 1, 2, 3], u32::MAX, None);
+        let view = view(host, found(&[0, 1, 2, 3], &[], u32::MAX), None);
         assert_eq!(summary(&view), [(HV | HC | CA, 0, Placement::Window, 3)]);
     }
 
@@ -249,7 +308,7 @@ mod tests {
             types: &[(DL | HV | HC | CA, 0), (HV | HC | CA, 1), (DL, 0)],
             heaps: &[(GIB, 1), (GIB, 0)],
         };
-        let view = view(host, &[0, 1], 0b111, None);
+        let view = view(host, found(&[0, 1], &[], 0b111), None);
         let flags: Vec<u32> = view.types.iter().map(|t| t.property_flags).collect();
         for (i, x) in flags.iter().enumerate() {
             for y in &flags[..i] {
@@ -264,7 +323,49 @@ mod tests {
             types: &[(DL | HV | HC | CA, 0)],
             heaps: &[(GIB, 1)],
         };
-        let view = view(host, &[], 1, None);
+        let view = view(host, found(&[], &[], 1), None);
         assert!(view.types.iter().all(|t| t.placement == Placement::Device));
+    }
+
+    #[test]
+    fn a_card_exports_what_the_processor_sees_of_its_memory() {
+        let host = HostMemory {
+            types: &[
+                (DL, 1),
+                (HV | HC, 2),
+                (HV | HC | CA, 2),
+                (DL | HV | HC, 0),
+                (DL | HV | CA, 0),
+            ],
+            heaps: &[(GIB / 4, 1), (8 * GIB, 1), (16 * GIB, 0)],
+        };
+        let view = view(host, found(&[1, 2], &[1, 3, 4], 0b11111), None);
+        assert_eq!(
+            summary(&view),
+            [
+                (DL, 0, Placement::Device, 0),
+                (HV | HC | CA, 1, Placement::Window, 2),
+                // The plain heap of the BAR comes after those that all guests see.
+                (DL | HV | HC, 2, Placement::Exported, 3)
+            ]
+        );
+        assert_eq!(view.heaps[2].size, GIB / 4);
+    }
+
+    #[test]
+    fn where_memory_is_one_it_is_exported_beside_the_window() {
+        let host = HostMemory {
+            types: &[(DL | HV | HC, 0), (DL | HV | HC | CA, 0)],
+            heaps: &[(24 * GIB, 1)],
+        };
+        let view = view(host, found(&[0, 1], &[0, 1], 0b11), None);
+        assert_eq!(
+            summary(&view),
+            [
+                (DL, 0, Placement::Device, 0),
+                (DL | HV | HC | CA, 0, Placement::Window, 1),
+                (DL | HV | HC | CA, 0, Placement::Exported, 1)
+            ]
+        );
     }
 }

@@ -12,21 +12,22 @@ use crossbeam_channel::Receiver;
 use super::attach::{Attacher, GpuBytes, Target};
 use super::commands::Commands;
 use super::device::Device;
+use super::export;
 use super::local::LocalPool;
 use super::waiter::Answers;
-use crate::provider::ProviderError;
 use crate::provider::desk::{At, BURST, Desk, Gpu, ToWorker};
 use crate::provider::lane::Batch;
 use crate::provider::mapping::SharedFile;
 use crate::provider::table::AttachRange;
+use crate::provider::{Elsewhere, Placement, ProviderError};
 
 /// The device, as the desk asks of it. Fields are dropped in their order: what is made of the device before it.
 pub(super) struct VulkanGpu {
     pub(super) commands: Commands,
     pub(super) attacher: Attacher,
     pub(super) pool: Arc<LocalPool>,
-    /// For each guest memory type, the host's own index.
-    pub(super) host_types: Vec<u32>,
+    /// For each guest memory type, the host's own index, and where its bytes live.
+    pub(super) host_types: Vec<(u32, Placement)>,
     pub(super) device: Arc<Device>,
 }
 
@@ -68,7 +69,7 @@ impl Worker {
 }
 
 impl VulkanGpu {
-    fn host_type(&self, memory_type: u32) -> Result<u32, ProviderError> {
+    fn host_type(&self, memory_type: u32) -> Result<(u32, Placement), ProviderError> {
         usize::try_from(memory_type)
             .ok()
             .and_then(|index| self.host_types.get(index))
@@ -93,14 +94,21 @@ impl Gpu for VulkanGpu {
             file,
             offset: range.offset,
             length: range.length,
-            memory_type: self.host_type(range.memory_type)?,
+            memory_type: self.host_type(range.memory_type)?.0,
         })
     }
 
     fn allocate(&mut self, length: u64, memory_type: u32) -> Result<GpuBytes, ProviderError> {
-        let bytes = self.pool.allocate(length, self.host_type(memory_type)?)?;
+        let bytes = match self.host_type(memory_type)? {
+            (index, Placement::Exported) => export::allocate(&self.pool, length, index)?,
+            (index, _) => self.pool.allocate(length, index)?,
+        };
         self.commands.fill(bytes.buffer.raw, 0, vk::WHOLE_SIZE, 0)?;
         Ok(bytes)
+    }
+
+    fn export(&mut self, bytes: &GpuBytes, length: u64) -> Result<Elsewhere, ProviderError> {
+        export::export(bytes, length)
     }
 
     fn fill(

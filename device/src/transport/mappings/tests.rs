@@ -1,6 +1,7 @@
 use std::fs::File;
 use std::sync::Arc;
 
+use hostblob_allocator::provider::Elsewhere;
 use hostblob_allocator::window::PAGE;
 use proptest::prelude::*;
 
@@ -15,7 +16,7 @@ fn span(page: u64, pages: u64) -> Span {
 fn own(page: u64, pages: u64) -> Mapping {
     Mapping {
         span: span(page, pages),
-        file: None,
+        elsewhere: None,
     }
 }
 
@@ -27,7 +28,7 @@ fn file() -> Arc<File> {
 fn of(file: &Arc<File>, page: u64, pages: u64) -> Mapping {
     Mapping {
         span: span(page, pages),
-        file: Some(Arc::clone(file)),
+        elsewhere: Some(Elsewhere::File(Arc::clone(file))),
     }
 }
 

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hostblob_allocator::Mapping;
+use hostblob_allocator::provider::Elsewhere;
 use hostblob_allocator::window::Span;
 use parking_lot::{Condvar, Mutex};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -338,7 +339,12 @@ impl Mapper {
 impl WindowMapper for Mapper {
     fn map(&mut self, mapping: &Mapping) -> Result<(), MapperError> {
         let changes_before = self.channel.changes();
-        let (span, file) = (mapping.span, mapping.file.as_deref());
+        let (span, elsewhere) = (mapping.span, mapping.elsewhere.as_ref());
+        let file = match elsewhere.map(Elsewhere::file) {
+            // Memory of this process is not told to guests of another's.
+            Some(None) => return Err(MapperError::NotAsked),
+            file => file.flatten().map(AsRef::as_ref),
+        };
         self.request(BackendReq::SHMEM_MAP, span, file)
             .map_err(|failure| self.failed("map", span, &failure))?;
         self.wait_until_done(changes_before);

@@ -1,6 +1,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use hostblob_allocator::provider::Elsewhere;
 use hostblob_allocator::window::PAGE;
 use proptest::prelude::*;
 
@@ -15,7 +16,7 @@ fn span(page: u64, pages: u64) -> Span {
 fn own(page: u64, pages: u64) -> Mapping {
     Mapping {
         span: span(page, pages),
-        file: None,
+        elsewhere: None,
     }
 }
 
@@ -24,7 +25,7 @@ fn foreign(page: u64, pages: u64) -> Mapping {
     let file = rustix::fs::memfd_create("foreign", flags).unwrap();
     Mapping {
         span: span(page, pages),
-        file: Some(Arc::new(file.into())),
+        elsewhere: Some(Elsewhere::File(Arc::new(file.into()))),
     }
 }
 
@@ -245,7 +246,7 @@ fn more_than_the_limit_is_refused_until_a_blob_goes() {
     let size = 1024 * PAGE;
     let blob = |page: usize| Mapping {
         span: Span::new(page as u64 * PAGE, PAGE, size).unwrap(),
-        file: None,
+        elsewhere: None,
     };
     let mut vmm = Vmm::default();
     let mut window = LateWindow::on_demand(&mut vmm);

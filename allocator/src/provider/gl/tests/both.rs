@@ -51,7 +51,7 @@ impl Client {
         let answer = self.answers.recv_timeout(limit).expect("an answer in time");
         assert_eq!(
             (answer.sequence, answer.result),
-            (self.sequence, Ok(())),
+            (self.sequence, Ok(None)),
             "{text}"
         );
     }

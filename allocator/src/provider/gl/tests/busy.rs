@@ -36,7 +36,10 @@ fn answers_wait_for_the_gpu_and_keep_their_order() {
     busy.store(false, Ordering::Relaxed);
     for sequence in sequences {
         let completion = one.next();
-        assert_eq!((completion.sequence, completion.result), (sequence, Ok(())));
+        assert_eq!(
+            (completion.sequence, completion.result),
+            (sequence, Ok(None))
+        );
     }
     assert_eq!(one.read(MIB - 4, 4), [4, 0, 0, 0]);
     drop((one, two));

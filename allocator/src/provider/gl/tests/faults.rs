@@ -37,7 +37,7 @@ fn scenario(guest: &mut Guest) -> Vec<Result<(), ProviderError>> {
         .map(|sequence| {
             let completion = guest.next();
             assert_eq!(completion.sequence, sequence);
-            completion.result
+            completion.result.map(drop)
         })
         .collect()
 }

@@ -55,6 +55,27 @@ fn a_host_without_libegl_starts() {
     std::fs::remove_dir_all(&folder).unwrap();
 }
 
+/// As NVIDIA's driver has it.
+#[test]
+fn without_pinned_memory_buffers_have_addresses() {
+    if is_child() {
+        let provider = provider(&Options {
+            validation: true,
+            ..Options::default()
+        });
+        assert!(!provider.serves_window());
+        assert_eq!(provider.persistent(), &ProbeOutcome::Works);
+        let text = &provider.description().attach_strategy;
+        assert!(text.contains("persistent mapped buffers"), "{text}");
+        assert!(contract::exported_type(&provider).is_some());
+        contract::exported_memory_is_the_gpus_and_the_cpus(&provider);
+        finish(provider);
+        return;
+    }
+    let test = "provider::gl::tests::missing::without_pinned_memory_buffers_have_addresses";
+    again(test, "MESA_EXTENSION_OVERRIDE", "-GL_AMD_pinned_memory");
+}
+
 #[test]
 fn a_host_without_a_driver_starts() {
     if is_child() {

@@ -10,7 +10,7 @@ fn span(offset: u64, length: u64) -> Span {
 fn whole() -> Mapping {
     Mapping {
         span: span(0, WINDOW),
-        file: None,
+        elsewhere: None,
     }
 }
 
@@ -62,9 +62,10 @@ fn a_blob_is_its_part_of_the_window_and_other_memory_the_beginning_of_its_file()
     let (mut mapper, mut vmm, _) = mapper();
     let file = rustix::fs::memfd_create("foreign", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
     let span = span(0x5000, 0x2000);
-    for (file, offset) in [(None, 0x5000), (Some(Arc::new(File::from(file))), 0)] {
+    let foreign = Elsewhere::File(Arc::new(File::from(file)));
+    for (elsewhere, offset) in [(None, 0x5000), (Some(foreign), 0)] {
         std::io::Write::write_all(&mut vmm, &reply(9, 5, 8, 0)).unwrap();
-        mapper.map(&Mapping { span, file }).unwrap();
+        mapper.map(&Mapping { span, elsewhere }).unwrap();
         let mut request = [0; 52];
         std::io::Read::read_exact(&mut vmm, &mut request).unwrap();
         let long = |at: usize| u64::from_ne_bytes(request[at..at + 8].try_into().unwrap());

@@ -1,12 +1,17 @@
 //! Blobs mapped one by one.
 
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use hostblob_allocator::provider::ExportKind;
+use hostblob_allocator::provider::fake::FakeProvider;
+use hostblob_allocator::provider::system::SystemProvider;
 use hostblob_capset::{Capset, WindowMode};
 use hostblob_protocol::EnvelopeBuilder;
-use hostblob_protocol::request::{BindClientId, Import};
+use hostblob_protocol::request::{
+    BindClientId, CacheMode, Create, CreateFlags, Fill, Import, MemoryRange, MemorySelector,
+};
 use hostblob_protocol::virtio_gpu::{GetCapset, cmd, resp};
 use rustix::fs::{MemfdFlags, SealFlags};
 
@@ -252,5 +257,55 @@ fn memory_of_a_host_process_is_mapped_with_its_own_descriptor() {
         ("unmap", 8 * PAGE, size),
     ];
     assert_eq!(vmm.shmem.requests(), expected);
+    never_over_another(&vmm);
+}
+
+#[test]
+fn device_memory_is_mapped_with_its_own_descriptor() {
+    let system = SystemProvider::exporting(None, ExportKind::File);
+    let (daemon, _exports) = Daemon::on_demand_over(FakeProvider::over(system));
+    let mut vmm = with_blobs(&daemon, 1);
+    vmm.shmem.requests();
+    let size = 2 * PAGE;
+    let create = Create {
+        client_id: 7,
+        size,
+        memory: MemorySelector::Index(2),
+        flags: CreateFlags::HOST_VISIBLE | CreateFlags::MAP_DIRECTLY | CreateFlags::SHAREABLE,
+        alignment: 0,
+        expected_cache: CacheMode::Any,
+    };
+    let fill = Fill {
+        range: MemoryRange {
+            client_id: 7,
+            offset: PAGE,
+            length: PAGE,
+        },
+        value: 9,
+    };
+    let envelope = EnvelopeBuilder::new(1)
+        .request(create)
+        .request(fill)
+        .build();
+    assert_eq!(vmm.submit(1, &envelope), resp::OK_NODATA);
+    assert_eq!(vmm.create_blob_of(1, 2, 7, size), resp::OK_NODATA);
+    assert_eq!(vmm.map_blob_at(2, 4 * PAGE), resp::OK_MAP_INFO);
+    let (name, request) = vmm.shmem.log.lock()[0];
+    assert_eq!(name, "map");
+    let place = (request.fd_offset, request.shm_offset, request.len);
+    assert_eq!(place, (0, 4 * PAGE, size));
+    // The descriptor is of these bytes and no others, and the GPU has written them.
+    {
+        let mapped = vmm.shmem.mapped.lock();
+        let file = &mapped[1].2;
+        assert_eq!(file.metadata().unwrap().len(), size);
+        let mut bytes = [0; 4];
+        file.read_exact_at(&mut bytes, PAGE).unwrap();
+        assert_eq!(bytes, [9, 0, 0, 0]);
+    }
+    vmm.shmem.requests();
+    // It goes with its blob, before the response.
+    assert_eq!(vmm.unref(2), resp::OK_NODATA);
+    assert_eq!(vmm.shmem.requests(), [("unmap", 4 * PAGE, size)]);
     never_over_another(&vmm);
 }

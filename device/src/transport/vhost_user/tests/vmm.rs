@@ -68,8 +68,13 @@ impl Daemon {
 
     /// With blobs mapped one by one, and memory for many.
     pub(super) fn on_demand() -> (Self, Arc<Exports>) {
+        Self::on_demand_over(FakeProvider::new())
+    }
+
+    /// The same over a provider of the test's choice.
+    pub(super) fn on_demand_over(provider: FakeProvider) -> (Self, Arc<Exports>) {
         let exports = Exports::new();
-        let provider = Arc::new(FakeProvider::new());
+        let provider = Arc::new(provider);
         let outside = Outside {
             exports: Some(Arc::clone(&exports)),
             exporter: None,
