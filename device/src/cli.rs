@@ -47,7 +47,7 @@ pub enum TransportKind {
 pub enum WindowModeKind {
     /// The whole window in one: blobs cost the VMM nothing
     Premapped,
-    /// Each blob by itself: memory of host processes can be mapped too. At most 448 blobs; needs vhost-user
+    /// Each blob by itself: memory of host processes and of the GPU can be mapped too. At most 448 blobs; needs vhost-user
     OnDemand,
 }
 

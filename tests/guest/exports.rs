@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -41,42 +41,53 @@ pub struct Sockets {
     pub local: PathBuf,
     /// Its export socket.
     pub export: PathBuf,
-    /// The folder with the examples of both libraries.
+    /// hostblobd itself.
+    pub daemon: PathBuf,
+    /// The folder with the examples of the libraries.
     pub examples: PathBuf,
 }
 
 /// What must hold.
 pub type Check = fn(&Sockets) -> Result<()>;
 
-macro_rules! checks {
-    ($list:ident: $($name:ident,)*) => {
-        /// Checks by name.
-        pub const $list: &[(&str, Check)] = &[$((stringify!($name), $name),)*];
+/// The one list of the checks, by what they need: hands it to another macro.
+#[macro_export]
+macro_rules! for_each_export_check {
+    ($macro:ident) => {
+        $macro! {
+            with_udmabuf {
+                frames_are_seen_without_a_copy,
+                two_memories_are_flipped_with_two_descriptors,
+                buffers_of_a_pool_are_offsets_in_one_descriptor,
+                a_descriptor_shows_its_memory_and_nothing_else,
+                freed_memory_stays_with_who_holds_it,
+                memory_that_is_open_does_not_move,
+                waits_end_with_release_timeout_and_leaving,
+                memory_of_others_is_imported,
+                device_memory_is_mapped_from_its_own_dma_buf,
+                example_writes_a_frame_to_a_png,
+                example_flips_two_memories,
+                example_flips_two_buffers_of_a_pool,
+                example_fills_memory_that_was_handed_in,
+            }
+            without_udmabuf {
+                without_udmabuf_exports_are_not_offered,
+                without_udmabuf_memory_of_others_is_imported,
+                without_udmabuf_no_device_memory_is_mapped,
+            }
+        }
     };
 }
 
-checks! { WITHOUT_UDMABUF:
-    without_udmabuf_exports_are_not_offered,
-    without_udmabuf_memory_of_others_is_imported,
+macro_rules! registry {
+    (with_udmabuf { $($with:ident,)* } without_udmabuf { $($without:ident,)* }) => {
+        /// Checks for a kernel with udmabuf.
+        pub const WITH_UDMABUF: &[(&str, Check)] = &[$((stringify!($with), $with),)*];
+        /// Checks for one without.
+        pub const WITHOUT_UDMABUF: &[(&str, Check)] = &[$((stringify!($without), $without),)*];
+    };
 }
-
-checks! { EXAMPLES:
-    example_writes_a_frame_to_a_png,
-    example_flips_two_memories,
-    example_flips_two_buffers_of_a_pool,
-    example_fills_memory_that_was_handed_in,
-}
-
-checks! { CHECKS:
-    frames_are_seen_without_a_copy,
-    two_memories_are_flipped_with_two_descriptors,
-    buffers_of_a_pool_are_offsets_in_one_descriptor,
-    a_descriptor_shows_its_memory_and_nothing_else,
-    freed_memory_stays_with_who_holds_it,
-    memory_that_is_open_does_not_move,
-    waits_end_with_release_timeout_and_leaving,
-    memory_of_others_is_imported,
-}
+for_each_export_check!(registry);
 
 impl Sockets {
     fn device(&self) -> Result<Device> {
@@ -500,5 +511,48 @@ fn example_fills_memory_that_was_handed_in(sockets: &Sockets) -> Result<()> {
     stdout.read_to_string(&mut seen)?;
     ensure!(seen.contains("***************"), "{seen}");
     ensure!(owner.0.wait()?.success(), "hand_in failed");
+    Ok(())
+}
+
+/// What a program of the daemon's side says of Vulkan.
+fn vulkan(program: &Path, argument: &str) -> Result<String> {
+    let mut command = Command::new(program);
+    let output = command.arg(argument).output();
+    let output = output.with_context(|| format!("{} cannot be run", program.display()))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success(),
+        "it ended with {}: {text}{errors}",
+        output.status
+    );
+    print!("{text}");
+    Ok(text)
+}
+
+/// Mesa's driver for the CPU exports memory by udmabuf.
+fn device_memory_is_mapped_from_its_own_dma_buf(sockets: &Sockets) -> Result<()> {
+    let table = vulkan(&sockets.daemon, "info")?;
+    let row = table.lines().find(|line| line.contains("exported dma-buf"));
+    let row = row.context("info has no row for exported memory")?;
+    ensure!(row.ends_with(" works"), "{row}");
+    let text = vulkan(&sockets.examples.join("each_blob"), "vulkan")?;
+    for place in ["the window", "a dma-buf of device memory"] {
+        let line =
+            format!("mapped from {place}: new memory has 0, the guest wrote 1, the host GPU 42");
+        ensure!(text.contains(&line), "not {line}");
+    }
+    Ok(())
+}
+
+fn without_udmabuf_no_device_memory_is_mapped(sockets: &Sockets) -> Result<()> {
+    let table = vulkan(&sockets.daemon, "info")?;
+    let mut rows = table
+        .lines()
+        .filter(|line| line.contains("exported dma-buf"));
+    ensure!(rows.all(|row| !row.ends_with(" works")), "it works");
+    let text = vulkan(&sockets.examples.join("each_blob"), "vulkan")?;
+    ensure!(text.contains("mapped from the window"), "no window type");
+    ensure!(!text.contains("dma-buf of device memory"), "it is offered");
     Ok(())
 }

@@ -2,7 +2,6 @@
 
 use std::sync::OnceLock;
 
-use hostblob_tests::exports::{CHECKS, EXAMPLES, WITHOUT_UDMABUF};
 use hostblob_tests::report;
 use xtask::build;
 use xtask::vm::{Output, Vm};
@@ -20,18 +19,23 @@ fn boot() -> &'static Output {
 fn run() -> Output {
     const PATH: &str = "/program/hostblobd";
     const EXAMPLES: &str = "/program/examples";
-    let guest_side = ["draw_frames", "share"].map(|name| ("hostblob-guest", name));
-    let host_side =
-        ["frame_to_png", "double_buffer", "hand_in"].map(|name| ("hostblob-export", name));
+    const PROGRAMS: [(&str, &str); 6] = [
+        ("hostblob-guest", "draw_frames"),
+        ("hostblob-guest", "share"),
+        ("hostblob-export", "frame_to_png"),
+        ("hostblob-export", "double_buffer"),
+        ("hostblob-export", "hand_in"),
+        ("hostblob-allocator", "each_blob"),
+    ];
     let mut vm = Vm::builder(fixture::environment())
         .program(fixture::guest_program("exports"), [PATH, EXAMPLES])
-        .host_program(fixture::hostblobd(), PATH)
-        .expect("the libraries of hostblobd");
-    for (package, name) in guest_side.into_iter().chain(host_side) {
+        .file(fixture::hostblobd(), PATH)
+        .libraries()
+        .expect("the guest's libraries")
+        .memory_mib(1024);
+    for (package, name) in PROGRAMS {
         let program = build::host_example(package, name).expect("the example builds");
-        vm = vm
-            .host_program(&program, &format!("{EXAMPLES}/{name}"))
-            .expect("its libraries");
+        vm = vm.file(program, &format!("{EXAMPLES}/{name}"));
     }
     let _slot = fixture::slot();
     let output = vm.run().expect("the guest runs");
@@ -52,34 +56,11 @@ fn check(name: &str) {
 }
 
 macro_rules! tests {
-    ($($name:ident,)*) => {
-        $(#[test] fn $name() { check(stringify!($name)); })*
-
-        #[test]
-        fn each_check_is_a_test() {
-            let all = CHECKS.iter().chain(EXAMPLES).chain(WITHOUT_UDMABUF);
-            let names: Vec<_> = all.map(|(name, _)| *name).collect();
-            assert_eq!(names, [$(stringify!($name)),*]);
-        }
+    ($($group:ident { $($name:ident,)* })*) => {
+        $($(#[test] fn $name() { check(stringify!($name)); })*)*
     };
 }
-
-tests! {
-    frames_are_seen_without_a_copy,
-    two_memories_are_flipped_with_two_descriptors,
-    buffers_of_a_pool_are_offsets_in_one_descriptor,
-    a_descriptor_shows_its_memory_and_nothing_else,
-    freed_memory_stays_with_who_holds_it,
-    memory_that_is_open_does_not_move,
-    waits_end_with_release_timeout_and_leaving,
-    memory_of_others_is_imported,
-    example_writes_a_frame_to_a_png,
-    example_flips_two_memories,
-    example_flips_two_buffers_of_a_pool,
-    example_fills_memory_that_was_handed_in,
-    without_udmabuf_exports_are_not_offered,
-    without_udmabuf_memory_of_others_is_imported,
-}
+hostblob_tests::for_each_export_check!(tests);
 
 #[test]
 fn the_daemon_in_the_guest_ends_in_order() {

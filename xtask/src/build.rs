@@ -73,22 +73,6 @@ pub fn host_library(package: &str) -> Result<PathBuf> {
     Ok(target().join("release"))
 }
 
-/// The shared libraries that a program of this host needs, its interpreter included: with them it runs in a guest too.
-pub fn shared_libraries(program: &Path) -> Result<Vec<PathBuf>> {
-    let output = Command::new("ldd").arg(program).output();
-    let output = output.context("ldd cannot be run: it comes with the C library (libc-bin)")?;
-    if !output.status.success() {
-        bail!("ldd {} ended with {}", program.display(), output.status);
-    }
-    // `name => /path (address)`, or `/path (address)` for the interpreter.
-    let paths = String::from_utf8_lossy(&output.stdout)
-        .split_whitespace()
-        .filter(|word| word.starts_with('/'))
-        .map(PathBuf::from)
-        .collect();
-    Ok(paths)
-}
-
 /// Builds all programs of a package for the guest, optimised and static; returns the folder that they are in.
 pub fn guest_binaries(package: &str) -> Result<PathBuf> {
     let folder = target().join("guest");

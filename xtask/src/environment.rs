@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::apt::{Apt, run};
 use crate::cache;
+use crate::libraries::GuestLibraries;
 
 /// Cache entries, pinned by suite: a newer point release is fetched when the entry is removed.
 const QEMU_ENTRY: &str = "qemu-trixie-backports";
@@ -29,6 +30,8 @@ pub struct Environment {
     pub qemu: Qemu,
     /// What it boots.
     pub guest: GuestFiles,
+    /// What programs of this host need there.
+    pub libraries: GuestLibraries,
 }
 
 /// A QEMU that can load our device.
@@ -50,6 +53,7 @@ impl Environment {
         Ok(Self {
             qemu: Qemu::prepare()?,
             guest: GuestFiles::prepare()?,
+            libraries: GuestLibraries::prepare()?,
         })
     }
 
@@ -68,6 +72,7 @@ impl Environment {
         Ok(Self {
             qemu,
             guest: GuestFiles(guest),
+            libraries: GuestLibraries::find()?,
         })
     }
 }

@@ -24,7 +24,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
-use crate::build;
 use crate::daemon::Daemon;
 use crate::environment::Environment;
 use crate::initramfs::{self, Payload};
@@ -251,13 +250,10 @@ impl VmBuilder<'_> {
         self
     }
 
-    /// A program of the host that is not static, with the libraries that it needs, under the same paths.
-    pub fn host_program(mut self, program: &Path, guest: &str) -> Result<Self> {
-        for library in build::shared_libraries(program)? {
-            let path = library.to_string_lossy().into_owned();
-            self.files.push((library, path));
-        }
-        Ok(self.file(program, guest))
+    /// A C library and a Vulkan driver, by which programs of the host that are not static run in the guest too.
+    pub fn libraries(mut self) -> Result<Self> {
+        self.files.extend(self.environment.libraries.files()?);
+        Ok(self)
     }
 
     /// Memory of the guest.

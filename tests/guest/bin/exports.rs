@@ -8,7 +8,7 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use hostblob_tests::exports::{CHECKS, Check, EXAMPLES, Sockets, WITHOUT_UDMABUF};
+use hostblob_tests::exports::{Check, Sockets, WITH_UDMABUF, WITHOUT_UDMABUF};
 use hostblob_tests::report;
 
 const UDMABUF: &str = "/dev/udmabuf";
@@ -20,7 +20,7 @@ fn main() -> Result<()> {
     };
     let run = |checks| run(&program, &examples, checks);
     ensure!(Path::new(UDMABUF).exists(), "the kernel has no udmabuf");
-    let with = run(CHECKS)? + run(EXAMPLES)?;
+    let with = run(WITH_UDMABUF)?;
     std::fs::remove_file(UDMABUF)?;
     let without = run(WITHOUT_UDMABUF)?;
     ensure!(with + without == 0, "{with} and {without} checks failed");
@@ -33,6 +33,7 @@ fn run(program: &str, examples: &str, checks: &[(&str, Check)]) -> Result<u32> {
     let sockets = Sockets {
         local: folder.join("local.sock"),
         export: folder.join("export.sock"),
+        daemon: program.into(),
         examples: examples.into(),
     };
     let mut daemon = Command::new(program)
