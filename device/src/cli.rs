@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use hostblob_allocator::provider::{Choice, DeviceSelector};
+use hostblob_allocator::provider::{Choice, DeviceSelector, Options};
 use hostblob_protocol::DEFAULT_CAPSET_ID;
 
 /// Host-visible GPU memory for one virtual machine.
@@ -27,10 +27,70 @@ pub struct Cli {
 }
 
 /// What to do instead of serving.
-#[derive(Debug, Clone, Copy, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub enum Command {
     /// Say what this host can offer, and the VMM command lines that load it
     Info,
+    /// What hostblobd runs the GPU driver in: speaks to it on standard input
+    #[command(hide = true)]
+    Provider(Gpu),
+}
+
+/// Which GPU, and how it is watched.
+#[derive(Debug, Clone, Args)]
+pub struct Gpu {
+    /// What attaches the GPU: auto, vulkan, gl or system (plain memory)
+    #[arg(long, default_value = "auto")]
+    pub provider: Choice,
+    /// GPU, by its number in `hostblobd info` or a part of its name
+    #[arg(long, value_name = "INDEX|NAME")]
+    pub device: Option<DeviceSelector>,
+    /// Memory that all guest processes together may hold
+    #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = parse_size)]
+    pub memory_limit: u64,
+    /// Run Vulkan under VK_LAYER_KHRONOS_validation
+    #[arg(long)]
+    pub validation: bool,
+    /// Least severe log level: error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub log: log::LevelFilter,
+}
+
+impl Gpu {
+    /// What the provider is started with.
+    pub fn options(&self) -> Options {
+        Options {
+            device: self.device.clone(),
+            validation: self.validation,
+            memory_limit: Some(self.memory_limit),
+        }
+    }
+
+    /// The flags that say the same.
+    pub fn to_flags(&self) -> Vec<String> {
+        let mut flags = vec![
+            format!("--provider={}", self.provider),
+            format!("--memory-limit={}", self.memory_limit),
+            format!("--log={}", self.log),
+        ];
+        flags.extend(self.device.iter().map(|device| match device {
+            DeviceSelector::Index(index) => format!("--device={index}"),
+            DeviceSelector::Name(name) => format!("--device={name}"),
+        }));
+        if self.validation {
+            flags.push("--validation".to_owned());
+        }
+        flags
+    }
+}
+
+/// Where the GPU driver is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ProviderProcess {
+    /// In a process of its own: a driver that crashes loses its work and device memory, guests keep theirs
+    On,
+    /// In this process
+    Off,
 }
 
 /// Which protocol the VMM speaks.
@@ -67,15 +127,12 @@ pub struct Serve {
     /// What the VMM maps into the window, and when
     #[arg(long, value_enum, default_value = "premapped")]
     pub window_mode: WindowModeKind,
-    /// What attaches the GPU: auto, vulkan, gl or system (plain memory)
-    #[arg(long, default_value = "auto")]
-    pub provider: Choice,
-    /// GPU, by its number in `hostblobd info` or a part of its name
-    #[arg(long, value_name = "INDEX|NAME")]
-    pub device: Option<DeviceSelector>,
-    /// Memory that all guest processes together may hold
-    #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = parse_size)]
-    pub memory_limit: u64,
+    /// Which GPU, and how it is watched.
+    #[command(flatten)]
+    pub gpu: Gpu,
+    /// Where the GPU driver is
+    #[arg(long, value_enum, default_value = "on")]
+    pub provider_process: ProviderProcess,
     /// Memory that one guest process (one virtio-gpu context) may hold
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size)]
     pub context_limit: u64,
@@ -97,12 +154,6 @@ pub struct Serve {
     /// Save the VM's device to this file on SIGUSR1. Pause the VM before
     #[arg(long, value_name = "FILE", requires = "socket_path")]
     pub save: Option<PathBuf>,
-    /// Run Vulkan under VK_LAYER_KHRONOS_validation
-    #[arg(long)]
-    pub validation: bool,
-    /// Least severe log level: error, warn, info, debug or trace
-    #[arg(long, value_name = "LEVEL", default_value = "info")]
-    pub log: log::LevelFilter,
 }
 
 /// Bytes, with an optional K, M, G or T.
@@ -156,6 +207,26 @@ mod tests {
         assert_eq!(parse_size("1T"), Ok(1 << 40));
         for bad in ["", "G", "-1", "1.5G", "8g", "8GiB", "99999999999T", "0x10"] {
             assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_child_gets_the_same_gpu() {
+        let flags = ["--provider", "gl", "--device", "some card", "--validation"];
+        let flags = [
+            &["hostblobd", "--local-socket", "s", "--log", "warn"],
+            &flags[..],
+        ]
+        .concat();
+        let serve = Cli::try_parse_from(flags).unwrap().serve;
+        let child = ["hostblobd".to_owned(), "provider".to_owned()];
+        let child = [&child[..], &serve.gpu.to_flags()].concat();
+        match Cli::try_parse_from(child).unwrap().command {
+            Some(Command::Provider(gpu)) => {
+                assert_eq!(gpu.options(), serve.gpu.options());
+                assert_eq!((gpu.provider, gpu.log), (serve.gpu.provider, serve.gpu.log));
+            }
+            other => panic!("{other:?}"),
         }
     }
 

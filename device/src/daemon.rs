@@ -1,20 +1,24 @@
 //! From flags to a running daemon, and to its end.
 
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use hostblob_allocator::exports::{self, Exports};
-use hostblob_allocator::provider::{self, OpenError, Options};
+use hostblob_allocator::provider::process::{ProcessError, ProcessProvider};
+use hostblob_allocator::provider::{self, Choice, OpenError, Provider};
 use hostblob_allocator::{Config, ConfigError, Host, Outside};
 use hostblob_capset::WindowMode;
 use parking_lot::Mutex;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use thiserror::Error;
 
-use crate::cli::{Serve, TransportKind, WindowModeKind};
+use crate::cli::{ProviderProcess, Serve, TransportKind, WindowModeKind};
 use crate::export;
 use crate::gpu::{BlobMem, Gpu, RestoreError, Waker};
 use crate::shutdown::Shutdown;
@@ -27,6 +31,9 @@ pub enum DaemonError {
     /// The provider that was asked for does not work here.
     #[error(transparent)]
     Provider(#[from] OpenError),
+    /// It does not work in a process of its own.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
     /// Over other transports the window is the VMM's before a blob is mapped.
     #[error(
         "--window-mode on-demand needs a VMM that is asked for each blob: --socket-path with --transport vhost-user"
@@ -72,22 +79,16 @@ pub fn run(flags: &Serve) -> Result<(), DaemonError> {
 
 /// Serves until `shutdown`.
 pub(crate) fn serve(flags: &Serve, shutdown: &Shutdown) -> Result<(), DaemonError> {
-    let options = Options {
-        device: flags.device.clone(),
-        validation: flags.validation,
-        memory_limit: Some(flags.memory_limit),
-    };
-    let opened = provider::open(flags.provider, &options)?;
-    log::info!("provider: {}", opened.reason);
+    let provider = open_provider(flags)?;
     let config = Config {
         window_size: flags.window,
-        memory_limit: flags.memory_limit,
+        memory_limit: flags.gpu.memory_limit,
         context_limit: flags.context_limit,
         warm_limit: flags.warm_limit,
     };
     let exports = Exports::new();
     let outside = outside(flags, &exports);
-    let host = Host::with_outside(opened.provider, config, outside)?;
+    let host = Host::with_outside(provider, config, outside)?;
 
     // Before anybody else takes of the memory that it needs.
     let snapshots = Arc::new(Snapshots::new());
@@ -126,6 +127,29 @@ pub(crate) fn serve(flags: &Serve, shutdown: &Shutdown) -> Result<(), DaemonErro
         let _ = thread.join();
     }
     served.map(|()| log::info!("ended"))
+}
+
+/// The provider, in a process of its own unless the flags say otherwise. Plain memory needs no driver, and so no process.
+fn open_provider(flags: &Serve) -> Result<Arc<dyn Provider>, DaemonError> {
+    if flags.provider_process == ProviderProcess::Off || flags.gpu.provider == Choice::System {
+        let opened = provider::open(flags.gpu.provider, &flags.gpu.options())?;
+        log::info!("provider: {}", opened.reason);
+        return Ok(opened.provider);
+    }
+    let arguments = flags.gpu.to_flags();
+    let spawn = move |socket: OwnedFd| {
+        Command::new("/proc/self/exe")
+            .arg0("hostblobd")
+            .arg("provider")
+            .args(&arguments)
+            .stdin(Stdio::from(socket))
+            // Signals of a terminal are for the daemon, which ends it.
+            .process_group(0)
+            .spawn()
+    };
+    let provider = ProcessProvider::new(Box::new(spawn))?;
+    log::info!("provider, in a process of its own: {}", provider.reason());
+    Ok(Arc::new(provider))
 }
 
 /// What connects guests with other processes.

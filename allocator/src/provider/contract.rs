@@ -179,6 +179,19 @@ impl Guest {
         (attachment, request)
     }
 
+    /// An attachment to a file of the test's.
+    pub(crate) fn attach_to(&mut self, file: FileId, offset: u64, length: u64) -> AttachmentId {
+        let attachment = self.name();
+        self.ok(Request::Attach {
+            attachment,
+            file,
+            offset,
+            length,
+            memory_type: self.window_type,
+        });
+        attachment
+    }
+
     pub(crate) fn attach(&mut self, offset: u64, length: u64) -> AttachmentId {
         let (attachment, request) = self.attach_request(offset, length);
         self.ok(request);

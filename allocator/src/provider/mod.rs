@@ -9,6 +9,7 @@
 //! | `vulkan` | a host GPU through Vulkan |
 //! | `gl` | a host GPU through OpenGL |
 //! | `system` | no GPU: the CPU does it |
+//! | `process` | any of them, in a process of its own |
 //! | `fake` | for tests: counts, refuses, holds back |
 //! | `select` | which of them this host gets |
 //! | `inventory` | what this host could offer, for people |
@@ -22,7 +23,8 @@
 //! - when the completion of `Release` arrives, the GPU no longer reaches those bytes;
 //! - when the completion of `Fill` or `Copy` arrives, the CPU sees the result.
 //!
-//! After [`ProviderError::DeviceLost`] the GPU does nothing any more: a `Release` that fails so has released all the same.
+//! After [`ProviderError::DeviceLost`] the GPU does nothing any more of what it was asked: a `Release` that fails so has released all the same. Where
+//! another one takes over (`process`), later requests are served.
 
 mod desk;
 mod elsewhere;
@@ -38,6 +40,7 @@ pub(crate) mod udmabuf;
 
 pub mod fake;
 pub mod gl;
+pub mod process;
 pub mod system;
 pub mod vulkan;
 
@@ -49,10 +52,12 @@ mod contract;
 #[cfg(test)]
 mod faults;
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use elsewhere::{Elsewhere, HostAddress};
@@ -75,7 +80,7 @@ pub mod property {
 
 /// A file registered with a provider session: the window, the parking file, or pieces of the files of others. Never reused
 /// within a session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct FileId(pub u64);
 
 /// A range of somebody else's file: guest memory, or memory that a host process handed in.
@@ -90,7 +95,7 @@ pub struct Piece {
 }
 
 /// Bytes that the GPU can reach, named by the caller. Never reused within a session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct AttachmentId(pub u64);
 
 /// What a session asks of its provider.
@@ -184,7 +189,7 @@ pub enum Request {
 }
 
 /// Why a provider did not do what was asked. The state is as before the request.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Error, Serialize, Deserialize)]
 pub enum ProviderError {
     /// The host has no memory left for it.
     #[error("out of host memory: {0}")]
@@ -192,7 +197,7 @@ pub enum ProviderError {
     /// The device has no memory left for it.
     #[error("out of device memory: {0}")]
     OutOfDeviceMemory(String),
-    /// The GPU or its driver is gone; every later request fails likewise.
+    /// The GPU or its driver is gone; so is what was allocated on it.
     #[error("device lost: {0}")]
     DeviceLost(String),
     /// The request names something that does not exist or is out of range: a mistake of the caller.
@@ -217,7 +222,7 @@ pub struct Completion {
 pub type CompletionSink = Box<dyn Fn(Completion) + Send>;
 
 /// Where the bytes of a memory type live.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Placement {
     /// In the window: the guest can map it; the GPU is attached to it.
     Window,
@@ -228,7 +233,7 @@ pub enum Placement {
 }
 
 /// A memory heap as the guest should see it (`VkMemoryHeap`).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heap {
     /// Bytes.
     pub size: u64,
@@ -237,7 +242,7 @@ pub struct Heap {
 }
 
 /// A memory type as the guest should see it (`VkMemoryType`).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryType {
     /// `VkMemoryPropertyFlags`.
     pub property_flags: u32,
@@ -248,7 +253,7 @@ pub struct MemoryType {
 }
 
 /// How exported memory is reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExportKind {
     /// By a file: any VMM can map it.
     File,
@@ -257,7 +262,7 @@ pub enum ExportKind {
 }
 
 /// Which API a provider speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ProviderKind {
     /// None: plain memory, and the CPU fills and copies.
     System,
@@ -268,7 +273,7 @@ pub enum ProviderKind {
 }
 
 /// What a provider offers, found out by probing when it starts and constant afterwards.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Description {
     /// The API.
     pub kind: ProviderKind,
@@ -277,7 +282,7 @@ pub struct Description {
     /// `VkPhysicalDeviceDriverProperties`: driver name and info.
     pub driver_name: String,
     /// How the GPU is attached to window memory, for people: `host pointer`, `udmabuf dma-buf`, `cpu`.
-    pub attach_strategy: &'static str,
+    pub attach_strategy: Cow<'static, str>,
     /// PCI vendor, or 0.
     pub vendor_id: u32,
     /// PCI device, or 0.

@@ -103,7 +103,7 @@ fn describe(memory_limit: Option<u64>) -> Description {
         kind: ProviderKind::System,
         device_name: "system memory".to_owned(),
         driver_name: concat!("hostblob ", env!("CARGO_PKG_VERSION")).to_owned(),
-        attach_strategy: "cpu",
+        attach_strategy: "cpu".into(),
         vendor_id: 0,
         device_id: 0,
         device_uuid: *b"hostblob-system\0",

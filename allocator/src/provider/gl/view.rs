@@ -44,7 +44,8 @@ pub(super) fn describe(facts: &GlFacts, how: Shared, memory_limit: Option<u64>) 
             Shared::Pinned => PINNED,
             Shared::Persistent => PERSISTENT,
             Shared::No => NOT_PINNED,
-        },
+        }
+        .into(),
         // GL has no query for either.
         vendor_id: 0,
         device_id: 0,

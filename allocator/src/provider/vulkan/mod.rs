@@ -284,7 +284,7 @@ fn describe(device: &Device, attacher: &Attacher, view: &View) -> Description {
         kind: ProviderKind::Vulkan,
         device_name: facts.name.clone(),
         driver_name: facts.driver.clone(),
-        attach_strategy: attacher.strategy().as_str(),
+        attach_strategy: attacher.strategy().as_str().into(),
         vendor_id: facts.vendor_id,
         device_id: facts.device_id,
         device_uuid: facts.device_uuid,

@@ -1,0 +1,406 @@
+//! A provider in a process of its own: a GPU driver that crashes takes nothing with it but its own work.
+//!
+//! ```text
+//! guests ──requests──▶ keeper ──frames, descriptors──▶ child: provider::open, sessions
+//!        ◀─answers────   │ ▲                             │
+//!                        │ └──────── reader ◀──frames────┘
+//!                        └ starts it, and starts it again when it ends
+//! ```
+//!
+//! The bytes are in files that this process has, so guests' mappings and contents go on. What a session had attached is told to the next
+//! process when it is used again ([`book`]); device memory is lost. The child is not trusted: whatever it says is checked, and what makes no
+//! sense ends it.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `wire.rs` | frames |
+//! | `child.rs` | the other process |
+//! | `book.rs` | what a session has, whichever process there is |
+//! | `mod.rs` | the keeper |
+
+mod book;
+mod child;
+mod wire;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::Child;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, select};
+use thiserror::Error;
+
+use super::desk::ToWorker;
+use super::front::Threads;
+use super::{CompletionSink, Description, Provider, Session};
+use book::{Book, Outgoing};
+use wire::{FromChild, ToChild};
+
+pub use child::{serve, serve_stdin};
+
+/// Longest time that a process may take until it serves. Drivers that compile shaders at start take seconds on a busy host.
+pub const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Shortest time between two starts. A guest that makes the driver crash does not make the host do nothing but start it.
+const LEAST_PAUSE: Duration = Duration::from_millis(100);
+/// The longest pause, after several starts in a row that failed.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// How long a process may take to end once it is told to.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Makes a process that calls [`serve_stdin`], with this socket as its standard input.
+pub type Spawn = Box<dyn Fn(OwnedFd) -> io::Result<Child> + Send>;
+
+/// Why there is no such provider.
+#[derive(Debug, Error)]
+pub enum ProcessError {
+    /// No process, or no socket, or no thread.
+    #[error("no process for the GPU driver: {0}")]
+    System(#[from] io::Error),
+    /// The process says why it does not serve.
+    #[error("{0}")]
+    Refused(String),
+    /// It ended, or talked nonsense.
+    #[error("the process with the GPU driver ended before it served")]
+    Ended,
+    /// It said nothing.
+    #[error("the process with the GPU driver did not serve within {START_TIMEOUT:?}")]
+    Timeout,
+}
+
+/// A provider that another process serves.
+pub struct ProcessProvider {
+    description: Description,
+    reason: String,
+    threads: Arc<Threads>,
+}
+
+impl ProcessProvider {
+    /// Starts the process, and waits until it serves.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn new(spawn: Spawn) -> Result<Self, ProcessError> {
+        let mut running = Running::start(&spawn, 1)?;
+        let (description, reason) = (running.description.clone(), running.reason.clone());
+        let (sender, inbox) = crossbeam_channel::unbounded();
+        running.reader()?;
+        let keeper = Keeper {
+            spawn,
+            description: description.clone(),
+            sessions: HashMap::new(),
+            running: Some(running),
+            generation: 1,
+            next_start: Instant::now() + LEAST_PAUSE,
+            pause: LEAST_PAUSE,
+        };
+        let thread = thread::Builder::new()
+            .name("hb-keeper".to_owned())
+            .spawn(move || keeper.run(&inbox))?;
+        Ok(Self {
+            description,
+            reason,
+            threads: Threads::new(sender, thread),
+        })
+    }
+
+    /// Which provider it is, and why: one line for the log.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+}
+
+impl std::fmt::Debug for ProcessProvider {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ProcessProvider")
+            .field("description", &self.description)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Provider for ProcessProvider {
+    fn description(&self) -> &Description {
+        &self.description
+    }
+
+    fn connect(&self, sink: CompletionSink) -> Box<dyn Session> {
+        self.threads.connect(sink)
+    }
+}
+
+/// What the reader hears; the channel ends with the process.
+type Heard = (FromChild, Vec<OwnedFd>);
+
+/// A process that serves.
+struct Running {
+    child: Child,
+    socket: UnixStream,
+    heard: Receiver<Heard>,
+    description: Description,
+    reason: String,
+    generation: u64,
+}
+
+impl Running {
+    fn start(spawn: &Spawn, generation: u64) -> Result<Self, ProcessError> {
+        let (socket, theirs) = UnixStream::pair()?;
+        let mut child = spawn(theirs.into())?;
+        match ready(&socket) {
+            Ok((description, reason)) => Ok(Self {
+                child,
+                socket,
+                heard: crossbeam_channel::never(),
+                description,
+                reason,
+                generation,
+            }),
+            Err(error) => {
+                end(&mut child, Duration::ZERO);
+                Err(error)
+            }
+        }
+    }
+
+    /// Starts the thread that reads.
+    fn reader(&mut self) -> io::Result<()> {
+        let socket = self.socket.try_clone()?;
+        let (sender, heard) = crossbeam_channel::unbounded();
+        thread::Builder::new()
+            .name("hb-keeper-reader".to_owned())
+            .spawn(move || read(&socket, &sender))?;
+        self.heard = heard;
+        Ok(())
+    }
+
+    fn send(&self, frame: &ToChild, files: &[Arc<std::fs::File>]) -> io::Result<()> {
+        wire::send(&self.socket, frame, &wire::borrowed(files))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It hears the end of its socket, and so does our reader.
+        let _ = self.socket.shutdown(std::net::Shutdown::Both);
+        end(&mut self.child, END_TIMEOUT);
+    }
+}
+
+/// Waits for a process to end by itself, then kills it. When this returns its driver reaches no memory any more.
+fn end(child: &mut Child, patience: Duration) {
+    let deadline = Instant::now() + patience;
+    while Instant::now() < deadline {
+        if let Ok(Some(_)) = child.try_wait() {
+            return;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// What a new process says first.
+fn ready(socket: &UnixStream) -> Result<(Description, String), ProcessError> {
+    socket.set_read_timeout(Some(START_TIMEOUT))?;
+    let first = wire::receive(socket);
+    socket.set_read_timeout(None)?;
+    match first {
+        Ok(Some((
+            FromChild::Ready {
+                description,
+                reason,
+            },
+            _,
+        ))) => Ok((description, reason)),
+        Ok(Some((FromChild::Failed(why), _))) => Err(ProcessError::Refused(why)),
+        Ok(_) => Err(ProcessError::Ended),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(ProcessError::Timeout),
+        Err(error) => {
+            log::warn!("the process with the GPU driver: {error}");
+            Err(ProcessError::Ended)
+        }
+    }
+}
+
+fn read(socket: &UnixStream, to: &Sender<Heard>) {
+    loop {
+        match wire::receive(socket) {
+            Ok(Some(heard)) => {
+                if to.send(heard).is_err() {
+                    return;
+                }
+            }
+            Ok(None) => return,
+            Err(error) => {
+                log::warn!("the process with the GPU driver: {error}");
+                return;
+            }
+        }
+    }
+}
+
+/// Owns the process and all books.
+struct Keeper {
+    spawn: Spawn,
+    /// What guests were told. A process that says otherwise is not one for them.
+    description: Description,
+    sessions: HashMap<u64, Book>,
+    running: Option<Running>,
+    generation: u64,
+    /// Not before this is another one started.
+    next_start: Instant,
+    pause: Duration,
+}
+
+impl Keeper {
+    /// Serves until the provider and its sessions are gone.
+    fn run(mut self, inbox: &Receiver<ToWorker>) {
+        loop {
+            let heard = match &self.running {
+                Some(running) => running.heard.clone(),
+                None => crossbeam_channel::never(),
+            };
+            select! {
+                recv(inbox) -> message => match message {
+                    Ok(message) => self.take(message),
+                    Err(_) => return,
+                },
+                recv(heard) -> heard => match heard {
+                    Ok((frame, descriptors)) => self.hear(frame, descriptors),
+                    Err(_) => self.ended("it ended"),
+                },
+            }
+        }
+    }
+
+    fn take(&mut self, message: ToWorker) {
+        if self.running.is_none() {
+            self.start();
+        }
+        match message {
+            ToWorker::Open { session, lane } => {
+                self.sessions
+                    .insert(session, Book::new(Arc::clone(&lane.outlet)));
+                self.send(&ToChild::Open { session }, &[]);
+            }
+            ToWorker::Request {
+                session,
+                sequence,
+                request,
+            } => {
+                let process = self.generation();
+                let Some(book) = self.sessions.get_mut(&session) else {
+                    return;
+                };
+                for message in book.request(sequence, request, process) {
+                    let Outgoing {
+                        number,
+                        asked,
+                        files,
+                    } = message;
+                    let frame = ToChild::Request {
+                        session,
+                        sequence: number,
+                        request: asked,
+                    };
+                    self.send(&frame, &files);
+                    if self.generation() != process {
+                        // What is left is of the process that has just ended.
+                        return;
+                    }
+                }
+            }
+            ToWorker::Close { session } => {
+                self.sessions.remove(&session);
+                self.send(&ToChild::Close { session }, &[]);
+            }
+        }
+    }
+
+    /// Which process there is.
+    fn generation(&self) -> Option<u64> {
+        self.running.as_ref().map(|running| running.generation)
+    }
+
+    fn send(&mut self, frame: &ToChild, files: &[Arc<std::fs::File>]) {
+        if let Some(running) = &self.running
+            && let Err(error) = running.send(frame, files)
+        {
+            self.ended(&format!("it does not listen: {error}"));
+        }
+    }
+
+    fn hear(&mut self, frame: FromChild, descriptors: Vec<OwnedFd>) {
+        let FromChild::Done {
+            session,
+            sequence,
+            result,
+        } = frame
+        else {
+            return self.ended("it begins anew");
+        };
+        // A session may be gone before its answers are here.
+        if let Some(book) = self.sessions.get_mut(&session)
+            && let Err(nonsense) = book.answered(sequence, result, descriptors)
+        {
+            self.ended(nonsense.0);
+        }
+    }
+
+    /// The process has ended, or is ended now.
+    fn ended(&mut self, why: &str) {
+        let Some(mut running) = self.running.take() else {
+            return;
+        };
+        log::error!("the process with the GPU driver is started again: {why}");
+        // Before anybody is told: until then the driver may reach memory.
+        end(&mut running.child, Duration::ZERO);
+        drop(running);
+        for book in self.sessions.values_mut() {
+            book.process_ended();
+        }
+        self.start();
+    }
+
+    /// Starts another process, unless one was started just now.
+    fn start(&mut self) {
+        if Instant::now() < self.next_start {
+            return;
+        }
+        self.next_start = Instant::now() + self.pause;
+        self.generation += 1;
+        let started = Running::start(&self.spawn, self.generation).and_then(|mut running| {
+            running.reader()?;
+            if running.description == self.description {
+                return Ok(running);
+            }
+            Err(ProcessError::Refused(
+                "the GPU is another one now".to_owned(),
+            ))
+        });
+        match started {
+            Ok(running) => {
+                log::info!("the process with the GPU driver serves again");
+                self.running = Some(running);
+                self.pause = LEAST_PAUSE;
+                let sessions: Vec<u64> = self.sessions.keys().copied().collect();
+                for session in sessions {
+                    self.send(&ToChild::Open { session }, &[]);
+                }
+            }
+            Err(error) => {
+                log::error!("{error}");
+                self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+                self.next_start = Instant::now() + self.pause;
+            }
+        }
+    }
+}

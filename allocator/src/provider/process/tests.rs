@@ -1,0 +1,311 @@
+//! The child is this test program, run again.
+
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use parking_lot::Mutex;
+
+use super::*;
+use crate::provider::contract::{self, Guest};
+use crate::provider::{AttachmentId, Choice, FileId, Options, Piece, ProviderError, Request};
+
+const CHILD: &str = "HOSTBLOB_TEST_PROVIDER";
+const MIB: u64 = 1 << 20;
+
+/// Not a test: what the children run.
+#[test]
+fn child() {
+    let Some(choice) = std::env::var_os(CHILD) else {
+        return;
+    };
+    let choice: Choice = choice.to_str().unwrap().parse().unwrap();
+    let served = serve_stdin(choice, &Options::default());
+    std::process::exit(i32::from(served.is_err()));
+}
+
+fn command(choice: Choice) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["provider::process::tests::child", "--exact", "--nocapture"])
+        .env(CHILD, choice.to_string())
+        .stdout(Stdio::null());
+    command
+}
+
+/// The process that serves now, to be killed.
+type Pid = Arc<AtomicU32>;
+
+fn provider(choice: Choice) -> (ProcessProvider, Pid) {
+    let _ = env_logger::builder().is_test(true).try_init();
+    let pid = Pid::default();
+    let seen = Arc::clone(&pid);
+    let spawn = move |socket: OwnedFd| {
+        let child = command(choice).stdin(Stdio::from(socket)).spawn()?;
+        seen.store(child.id(), Ordering::SeqCst);
+        Ok(child)
+    };
+    (ProcessProvider::new(Box::new(spawn)).unwrap(), pid)
+}
+
+fn kill(pid: &Pid) {
+    let pid = i32::try_from(pid.load(Ordering::SeqCst)).unwrap();
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+#[test]
+fn every_provider_keeps_the_contract_in_a_process_of_its_own() {
+    for choice in [Choice::System, Choice::Vulkan, Choice::Gl] {
+        let (provider, _) = provider(choice);
+        assert!(!provider.reason().is_empty());
+        contract::suite(&provider);
+    }
+}
+
+#[test]
+fn it_says_why_it_does_not_serve() {
+    let without = |socket: OwnedFd| {
+        command(Choice::Gl)
+            .env("__EGL_VENDOR_LIBRARY_DIRS", "/nonexistent")
+            .stdin(Stdio::from(socket))
+            .spawn()
+    };
+    match ProcessProvider::new(Box::new(without)) {
+        Err(ProcessError::Refused(why)) => assert!(why.contains("libgl1-mesa-dri"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    let not_there = |_: OwnedFd| Command::new("/nonexistent").spawn();
+    let error = ProcessProvider::new(Box::new(not_there)).unwrap_err();
+    assert!(matches!(error, ProcessError::System(_)), "{error}");
+    let ends = |socket: OwnedFd| Command::new("true").stdin(Stdio::from(socket)).spawn();
+    let error = ProcessProvider::new(Box::new(ends)).unwrap_err();
+    assert!(matches!(error, ProcessError::Ended), "{error}");
+}
+
+fn fill(attachment: AttachmentId, value: u32) -> Request {
+    Request::Fill {
+        attachment,
+        offset: 0,
+        length: 4096,
+        value,
+    }
+}
+
+fn is_lost(result: &Result<(), ProviderError>) -> bool {
+    matches!(result, Err(ProviderError::DeviceLost(_)))
+}
+
+/// Asks until a process answers: between two there may be a pause.
+fn ok_soon(guest: &mut Guest, request: impl Fn() -> Request) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        match guest.call(request()) {
+            Ok(()) => return,
+            error => {
+                assert!(is_lost(&error), "{error:?}");
+                assert!(Instant::now() < deadline, "{error:?}");
+                thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
+}
+
+fn piece() -> Piece {
+    let file = crate::provider::sealed_memfd("piece", 4096).unwrap();
+    Piece {
+        file: Arc::new(file.into()),
+        offset: 0,
+        length: 4096,
+    }
+}
+
+#[test]
+fn what_was_attached_is_attached_again_and_the_bytes_stay() {
+    for choice in [Choice::System, Choice::Vulkan, Choice::Gl] {
+        let (provider, pid) = provider(choice);
+        let mut guest = Guest::new(&provider, MIB);
+        let (a, b) = (guest.attach(0, 8192), guest.attach(16384, 8192));
+        guest.ok(fill(a, 1));
+        let (device, allocate) = guest.allocate_request(8192);
+        guest.ok(allocate);
+        // Pieces of a file, and an attachment whose file is removed.
+        guest.ok(Request::AddPieces {
+            file: FileId(7),
+            pieces: vec![piece()],
+        });
+        let c = guest.attach_to(FileId(7), 0, 4096);
+        guest.ok(Request::RemoveFile { file: FileId(7) });
+
+        kill(&pid);
+        ok_soon(&mut guest, || fill(b, 2));
+        ok_soon(&mut guest, || fill(c, 3));
+        assert_eq!(guest.read(0, 4), [1, 0, 0, 0], "{choice}");
+        assert_eq!(guest.read(16384, 4), [2, 0, 0, 0], "{choice}");
+        // Device memory is gone, and says so until it is released.
+        let lost = guest.call(fill(device, 4));
+        assert!(is_lost(&lost), "{lost:?}");
+        guest.ok(Request::Release { attachment: device });
+        let (device, allocate) = guest.allocate_request(8192);
+        guest.ok(allocate);
+        guest.ok(fill(device, 5));
+        for attachment in [a, b, c, device] {
+            guest.ok(Request::Release { attachment });
+        }
+        let unknown = guest.call(fill(a, 6));
+        assert!(
+            matches!(unknown, Err(ProviderError::Invalid(_))),
+            "{unknown:?}"
+        );
+    }
+}
+
+#[test]
+fn each_request_is_answered_in_order_however_often_the_process_dies() {
+    let (provider, pid) = provider(Choice::System);
+    let mut guest = Guest::new(&provider, 64 * MIB);
+    let a = guest.attach(0, 64 * MIB);
+    let mut done = 0;
+    for round in 0..20_u32 {
+        let first = guest.submit(fill(a, round));
+        for _ in 0..20 {
+            guest.submit(Request::Fill {
+                attachment: a,
+                offset: 0,
+                length: 64 * MIB,
+                value: round,
+            });
+        }
+        kill(&pid);
+        for sequence in first..first + 21 {
+            let completion = guest.next();
+            assert_eq!(completion.sequence, sequence);
+            let result = completion.result.map(drop);
+            assert!(result.is_ok() || is_lost(&result), "{result:?}");
+            done += u32::from(result.is_ok());
+        }
+        ok_soon(&mut guest, || fill(a, round));
+    }
+    assert!(done < 20 * 21, "nothing was under way when it died");
+}
+
+#[test]
+fn sessions_end_while_there_is_no_process() {
+    let (provider, pid) = provider(Choice::System);
+    let mut one = Guest::new(&provider, MIB);
+    let mut two = Guest::new(&provider, MIB);
+    let (a, b) = (one.attach(0, 4096), two.attach(0, 4096));
+    kill(&pid);
+    drop(one);
+    ok_soon(&mut two, || fill(b, 1));
+    let mut three = Guest::new(&provider, MIB);
+    let c = three.attach(0, 4096);
+    three.ok(fill(c, 2));
+    assert_eq!(a, c, "of its own");
+    drop(provider);
+    // The last session ends the process.
+    two.ok(fill(b, 3));
+    drop((two, three));
+    let pid = i32::try_from(pid.load(Ordering::SeqCst)).unwrap();
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    assert!(rustix::process::test_kill_process(pid).is_err());
+}
+
+/// A child that says what a test wants: a thread, with a process that does nothing for it.
+fn lying(first: impl Fn(&UnixStream) + Send + Sync + 'static) -> ProcessProvider {
+    let honest = Mutex::new(Vec::new());
+    let turn = AtomicU32::new(0);
+    let first = Arc::new(first);
+    let spawn = move |socket: OwnedFd| {
+        if turn.fetch_add(1, Ordering::SeqCst) > 0 {
+            return command(Choice::System).stdin(Stdio::from(socket)).spawn();
+        }
+        let first = Arc::clone(&first);
+        honest.lock().push(thread::spawn(move || {
+            let socket = UnixStream::from(socket);
+            let opened = crate::provider::open(Choice::System, &Options::default()).unwrap();
+            let ready = FromChild::Ready {
+                description: opened.provider.description().clone(),
+                reason: "to lie".to_owned(),
+            };
+            wire::send(&socket, &ready, &[]).unwrap();
+            while let Ok(Some((frame, _))) = wire::receive::<ToChild>(&socket) {
+                if matches!(frame, ToChild::Request { .. }) {
+                    first(&socket);
+                    return;
+                }
+            }
+        }));
+        Command::new("sleep").arg("1000").spawn()
+    };
+    ProcessProvider::new(Box::new(spawn)).unwrap()
+}
+
+fn done(sequence: u64, result: Result<(), ProviderError>) -> FromChild {
+    FromChild::Done {
+        session: 0,
+        sequence,
+        result,
+    }
+}
+
+#[test]
+fn a_process_that_talks_nonsense_is_replaced() {
+    let memfd = || {
+        let file = rustix::fs::memfd_create("it", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&file, MIB).unwrap();
+        file
+    };
+    type Lie = Box<dyn Fn(&UnixStream) + Send + Sync>;
+    let say = |frame: fn() -> FromChild| -> Lie {
+        Box::new(move |socket| wire::send(socket, &frame(), &[]).unwrap())
+    };
+    let lies: [Lie; 6] = [
+        say(|| done(99, Ok(()))),
+        say(|| FromChild::Failed("late".to_owned())),
+        Box::new(|socket| {
+            let mut socket = socket;
+            socket.write_all(&[0xff; 4]).unwrap();
+        }),
+        Box::new(|socket| {
+            let mut socket = socket;
+            socket.write_all(b"\x05\0\0\0{\"ab").unwrap();
+        }),
+        Box::new(|socket| {
+            let mut socket = socket;
+            socket.write_all(b"\x10\0\0\0nothing").unwrap();
+        }),
+        Box::new(move |socket| {
+            // Descriptors that nobody asked for are closed.
+            let file = memfd();
+            wire::send(socket, &done(1, Ok(())), &[file.as_fd(); 100]).unwrap();
+            wire::send(socket, &done(1, Ok(())), &[]).unwrap();
+        }),
+    ];
+    for lie in lies {
+        let provider = lying(lie);
+        let mut guest = Guest::new(&provider, MIB);
+        let a = guest.attach(0, 4096);
+        ok_soon(&mut guest, || fill(a, 1));
+        assert_eq!(guest.read(0, 4), [1, 0, 0, 0]);
+    }
+}
+
+#[test]
+fn pieces_of_too_many_files_are_refused() {
+    let pieces = (0..=wire::MAX_DESCRIPTORS).map(|_| piece());
+    let (provider, _) = provider(Choice::System);
+    let mut guest = Guest::new(&provider, MIB);
+    let pieces: Vec<Piece> = pieces.collect();
+    let add = |pieces: &[Piece]| Request::AddPieces {
+        file: FileId(9),
+        pieces: pieces.to_vec(),
+    };
+    let refused = guest.call(add(&pieces));
+    assert!(
+        matches!(refused, Err(ProviderError::Invalid(_))),
+        "{refused:?}"
+    );
+    guest.ok(add(&pieces[1..]));
+}
