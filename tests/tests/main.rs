@@ -5,6 +5,7 @@
 //! | `socket` | every scenario | over the local socket, providers `system` and `vulkan` |
 //! | `vm` | every scenario, the programs, the C example | in QEMU over vfio-user and vhost-user, Vulkan on the host |
 //! | `lifecycle` | resets, reboots, stops, a killed QEMU | in QEMU over both |
+//! | `driver` | GPU work, while the process with the driver is killed | over the local socket, and in QEMU |
 //! | `daemon` | start, end, wrong flags | on the host |
 //!
 //! `vm` and `lifecycle` need what `cargo xtask setup` fetches, and fail where it is missing.
@@ -21,6 +22,7 @@
 mod fixture;
 
 mod daemon;
+mod driver;
 mod exports;
 mod lifecycle;
 mod socket;

@@ -22,7 +22,7 @@ fn kinds(device: &Device, size: u64) -> Result<Vec<(&'static str, Memory)>> {
 }
 
 /// Memory that the guest cannot map.
-fn private(device: &Device, size: u64) -> Result<Memory> {
+pub fn private(device: &Device, size: u64) -> Result<Memory> {
     let types = &device.capabilities().types;
     let index = types
         .iter()
