@@ -69,6 +69,23 @@ impl Guest {
         memory.export.ok_or(Error::NotShareable)
     }
 
+    /// The memory as host processes see it already. Nothing changes: what was never published has no buffer at `offset`.
+    fn published_memory(
+        &self,
+        context: u32,
+        client_id: u64,
+        offset: u64,
+    ) -> Result<ExportId, Error> {
+        let memory = self.memory(self.named(context, client_id)?, client_id)?;
+        if self.exports.is_none() {
+            return Err(Error::Unsupported("an export socket"));
+        }
+        if !memory.flags.contains(CreateFlags::SHAREABLE) {
+            return Err(Error::NotShareable);
+        }
+        memory.export.ok_or_else(|| no_buffer(offset))
+    }
+
     pub(crate) fn publish(&mut self, context: u32, request: &Publish) -> Result<Details, Error> {
         let id = self.shown_memory(context, request.client_id)?;
         let layout = Layout {
@@ -86,7 +103,7 @@ impl Guest {
     }
 
     pub(crate) fn withdraw(&mut self, context: u32, request: &Withdraw) -> Result<Details, Error> {
-        let id = self.shown_memory(context, request.client_id)?;
+        let id = self.published_memory(context, request.client_id, request.offset)?;
         match &self.exports {
             Some(exports) if exports.withdraw(id, request.offset) => Ok(NOTHING),
             _ => Err(no_buffer(request.offset)),
@@ -94,7 +111,7 @@ impl Guest {
     }
 
     pub(crate) fn present(&mut self, context: u32, request: &Present) -> Result<Details, Error> {
-        let id = self.shown_memory(context, request.client_id)?;
+        let id = self.published_memory(context, request.client_id, request.offset)?;
         match &self.exports {
             Some(exports) if exports.present(id, request.offset) => Ok(NOTHING),
             _ => Err(no_buffer(request.offset)),

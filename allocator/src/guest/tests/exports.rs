@@ -194,6 +194,30 @@ fn what_is_not_shareable_is_not_shown() {
 }
 
 #[test]
+fn what_was_never_published_is_neither_withdrawn_nor_presented_nor_shown() {
+    let mut shown = Shown::new();
+    shown.create(CLIENT, CreateFlags::HOST_VISIBLE | CreateFlags::SHAREABLE);
+    shown.create(8, CreateFlags::HOST_VISIBLE);
+    let withdraw = |client_id| Withdraw {
+        client_id,
+        offset: 0,
+    };
+    assert_eq!(shown.ask(withdraw(CLIENT)), Status::InvalidArgument);
+    assert_eq!(shown.ask(present(0)), Status::InvalidArgument);
+    assert_eq!(shown.ask(withdraw(8)), Status::NotShareable);
+    assert_eq!(shown.ask(withdraw(9)), Status::UnknownClientId);
+    assert!(shown.event().is_none(), "nobody was told of it");
+    let guest = &shown.fixture.guest;
+    assert!(guest.uuids.is_empty() && guest.shown.is_empty());
+    // Shared, it is listed, and has no buffer either.
+    assert_eq!(shown.ask(Share { client_id: CLIENT }), Status::Ok);
+    assert!(matches!(shown.event(), Some(Event::Added(_))));
+    assert_eq!(shown.ask(withdraw(CLIENT)), Status::InvalidArgument);
+    assert_eq!(shown.ask(present(0)), Status::InvalidArgument);
+    assert!(shown.event().is_none());
+}
+
+#[test]
 fn a_wait_ends_with_the_last_release() {
     let (mut shown, id) = Shown::with_open_memory();
     let nobody = shown.wait(PAGE, 1_000_000_000);
