@@ -13,7 +13,7 @@ use hostblob_capset::WindowMode;
 
 use super::*;
 use crate::Outside;
-use crate::exports::{Event, ExportError, ExportId, Exporter, Exports, Viewer};
+use crate::exports::{Event, ExportError, ExportId, Exporter, Exports, MAX_BLOBS, Viewer};
 use crate::provider::Piece;
 use crate::provider::fake::Seen;
 
@@ -215,6 +215,25 @@ fn what_was_never_published_is_neither_withdrawn_nor_presented_nor_shown() {
     assert_eq!(shown.ask(withdraw(CLIENT)), Status::InvalidArgument);
     assert_eq!(shown.ask(present(0)), Status::InvalidArgument);
     assert!(shown.event().is_none());
+}
+
+#[test]
+fn a_share_that_is_refused_leaves_no_name() {
+    let mut shown = Shown::new();
+    shown.create(CLIENT, CreateFlags::HOST_VISIBLE | CreateFlags::SHAREABLE);
+    let exports = shown.fixture.guest.exports.as_ref().unwrap();
+    let others: Vec<ExportId> = (0..MAX_BLOBS)
+        .map(|_| exports.add([0; 16], PAGE, "other").unwrap())
+        .collect();
+    let share = Share { client_id: CLIENT };
+    assert_eq!(shown.ask(share), Status::TooManyObjects);
+    let guest = &shown.fixture.guest;
+    let key = guest.contexts[&1].names[&CLIENT];
+    assert!(guest.uuids.is_empty() && guest.memories[&key].uuid.is_none());
+    // With room again it is shared.
+    guest.exports.as_ref().unwrap().remove(others[0]);
+    assert_eq!(shown.ask(share), Status::Ok);
+    assert_eq!(shown.fixture.guest.uuids.len(), 1);
 }
 
 #[test]
