@@ -289,6 +289,8 @@ impl Guest {
         if let Err(error) = &result {
             log::warn!("GPU request {sequence} failed: {error}");
             self.deferred.fail(sequence, error);
+            self.holds
+                .fail(sequence, Error::Provider(error.clone()).status());
         }
         match what {
             Pending::Attach(key, attachment) if result.is_err() => {
