@@ -144,19 +144,21 @@ impl Guest {
         self.hold_on_ring(context, ring, until, deadline).map(Some)
     }
 
-    /// Memory that a host process handed in, as memory of the context.
+    /// Memory that a host process handed in, or that another device has, as memory of the context.
     pub(super) fn import_foreign(
         &mut self,
         context: u32,
         client_id: u64,
-        token: Uuid,
+        uuid: Uuid,
     ) -> Result<Details, Error> {
-        let foreign = self
+        let handed_in = self
             .exports
             .as_ref()
-            .and_then(|exports| exports.take_import(token.into_bytes()))
-            .ok_or(Error::UnknownUuid(token))?;
-        let foreign = foreign.map_err(|status| Error::Export(ExportError::Refused(status)))?;
+            .and_then(|exports| exports.take_import(uuid.into_bytes()));
+        let foreign = match handed_in {
+            Some(foreign) => foreign.map_err(ExportError::Refused)?,
+            None => self.borrowed_object(uuid)?,
+        };
         self.check_size(foreign.size)?;
         let memory_type = self.plain_type()?;
         // Nothing of the host is charged, but a name is an object.
