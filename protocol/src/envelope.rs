@@ -17,7 +17,7 @@ use thiserror::Error;
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::request::{DEBUG_NAME, DebugName, MAX_DEBUG_NAME, REQUIRED, Request};
+use crate::request::{DEBUG_NAME, DebugName, Import, MAX_DEBUG_NAME, REQUIRED, Request};
 use crate::status::Status;
 use crate::{VERSION_MAJOR, VERSION_MINOR};
 
@@ -33,6 +33,13 @@ pub const MAX_STRUCTURES: usize = 64;
 
 /// Structures start at multiples of this many bytes.
 const ALIGNMENT: usize = 8;
+
+/// Structure type of the request that names memory by its UUID.
+const IMPORT: u16 = Request::Import(Import {
+    client_id: 0,
+    uuid: [0; 16],
+})
+.structure_type();
 
 /// Version of every structure that exists so far.
 const STRUCTURE_VERSION: u16 = 1;
@@ -150,6 +157,21 @@ impl Envelope {
         (header.magic.get() == MAGIC).then_some(header.sequence.get())
     }
 
+    /// The UUIDs that the requests of an envelope import, in order; none where `bytes` do not decode.
+    ///
+    /// For whoever has to find memory before it executes them. Of an envelope without IMPORT only the headers are read.
+    pub fn imports(bytes: &[u8]) -> Vec<[u8; 16]> {
+        let envelope = has_structure(bytes, IMPORT).then(|| Self::decode(bytes));
+        let Some(Ok(envelope)) = envelope else {
+            return Vec::new();
+        };
+        let uuid = |request: &Request| match request {
+            Request::Import(import) => Some(import.uuid),
+            _ => None,
+        };
+        envelope.requests.iter().filter_map(uuid).collect()
+    }
+
     /// Decodes all of `bytes`: nothing may follow the envelope.
     ///
     /// Checks the form alone: whether client ids exist, sizes fit and ranges lie inside is for who executes the requests.
@@ -241,6 +263,21 @@ fn check_header(bytes: &[u8]) -> Result<(EnvelopeHeader, &[u8]), DecodeError> {
         });
     }
     Ok((header, rest))
+}
+
+/// Whether a structure of this type is there, as far as the headers are good.
+fn has_structure(bytes: &[u8], structure_type: u16) -> bool {
+    let Ok((_, mut rest)) = check_header(bytes) else {
+        return false;
+    };
+    for _ in 0..MAX_STRUCTURES {
+        match split_structure(rest) {
+            Ok((header, ..)) if header.structure_type.get() == structure_type => return true,
+            Ok((_, _, next)) => rest = next,
+            Err(_) => return false,
+        }
+    }
+    false
 }
 
 /// Header, payload, and what follows the padding.

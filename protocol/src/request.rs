@@ -216,7 +216,8 @@ pub struct Copy {
     pub destination_offset: u64,
 }
 
-/// Names shared memory in this context: memory that another context of this guest shares, or that a host process handed in.
+/// Names shared memory in this context: memory that another context of this guest shares, that a host process handed in, or that
+/// another device of the VM has under this UUID.
 ///
 /// The memory lives until its last name and its blob are gone. Memory of the host that has no blob can get one of this context, by
 /// [`BindClientId`]. Hosts of version 1.0 answer [`Unsupported`](crate::Status::Unsupported) and do not offer it.
@@ -224,7 +225,8 @@ pub struct Copy {
 pub struct Import {
     /// The name within this context: not 0, not in use.
     pub client_id: u64,
-    /// What [`Share`] or RESOURCE_ASSIGN_UUID gave, or the token of memory that a host process handed in.
+    /// What [`Share`] or RESOURCE_ASSIGN_UUID gave, the token of memory that a host process handed in, or the UUID of an object of
+    /// another device.
     pub uuid: [u8; 16],
 }
 

@@ -82,7 +82,7 @@ impl Guest {
             details,
         };
         match wait {
-            Some(hold) => self.answer_after(context, hold, answer),
+            Some(hold) => self.answer_after(context, hold, before, answer),
             None => self.answer(context, before, answer),
         }
         Ok(())

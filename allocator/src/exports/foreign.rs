@@ -21,7 +21,7 @@ pub enum ForeignKind {
     DmaBuf,
 }
 
-/// Memory that a viewer handed in.
+/// Memory that a viewer handed in, or that another device of a VM has.
 #[derive(Debug)]
 pub struct Foreign {
     /// A descriptor of its own.
@@ -53,8 +53,8 @@ pub enum NotImportable {
 }
 
 impl Foreign {
-    /// Looks at what a viewer sent.
-    pub(super) fn check(descriptor: OwnedFd) -> Result<Self, NotImportable> {
+    /// Looks at what was sent.
+    pub(crate) fn check(descriptor: OwnedFd) -> Result<Self, NotImportable> {
         let fd = descriptor.as_fd();
         let kind = match rustix::fs::fcntl_get_seals(fd) {
             Ok(seals) if !seals.contains(SealFlags::SHRINK) => {
@@ -87,9 +87,9 @@ impl Foreign {
         })
     }
 
-    pub(super) fn try_clone(&self) -> Result<Self, Status> {
+    pub(crate) fn try_clone(&self) -> Result<Self, Status> {
         let descriptor = self.descriptor.try_clone().map_err(|error| {
-            log::warn!("a descriptor that a host process handed in cannot be had: {error}");
+            log::warn!("a descriptor of memory from outside cannot be had: {error}");
             Status::OutOfHostMemory
         })?;
         Ok(Self {

@@ -202,6 +202,14 @@ impl GuestExports {
         })
     }
 
+    /// Whether a viewer has handed in memory under this token.
+    pub fn has_import(&self, token: [u8; 16]) -> bool {
+        self.exports.with(|state, _| {
+            let mut viewers = state.viewers.values();
+            viewers.any(|viewer| viewer.tokens.contains_key(&token))
+        })
+    }
+
     /// Memory that a viewer handed in under this token: a descriptor of the caller's own, good for ever.
     pub fn take_import(&self, token: [u8; 16]) -> Option<Result<Foreign, Status>> {
         self.exports.with(|state, _| {

@@ -236,6 +236,8 @@ impl ExportError {
             ExportError::TooMany(..) => Status::TooManyObjects,
             ExportError::BadLayout { .. } => Status::OutOfRange,
             ExportError::UnknownToken => Status::UnknownUuid,
+            ExportError::NotImportable(NotImportable::System(_)) => Status::OutOfHostMemory,
+            ExportError::NotImportable(_) => Status::Unsupported,
             _ => Status::Internal,
         }
     }

@@ -144,19 +144,21 @@ impl Guest {
         self.hold_on_ring(context, ring, until, deadline).map(Some)
     }
 
-    /// Memory that a host process handed in, as memory of the context.
+    /// Memory that a host process handed in, or that another device has, as memory of the context.
     pub(super) fn import_foreign(
         &mut self,
         context: u32,
         client_id: u64,
-        token: Uuid,
+        uuid: Uuid,
     ) -> Result<Details, Error> {
-        let foreign = self
+        let handed_in = self
             .exports
             .as_ref()
-            .and_then(|exports| exports.take_import(token.into_bytes()))
-            .ok_or(Error::UnknownUuid(token))?;
-        let foreign = foreign.map_err(|status| Error::Export(ExportError::Refused(status)))?;
+            .and_then(|exports| exports.take_import(uuid.into_bytes()));
+        let foreign = match handed_in {
+            Some(foreign) => foreign.map_err(ExportError::Refused)?,
+            None => self.borrowed_object(uuid)?,
+        };
         self.check_size(foreign.size)?;
         let memory_type = self.plain_type()?;
         // Nothing of the host is charged, but a name is an object.
@@ -261,14 +263,12 @@ impl Guest {
         Ok(Arc::new(exporter.create(&pieces).map_err(system)?))
     }
 
-    /// Whether other devices of the VM can be given descriptors.
-    pub fn can_export(&self) -> bool {
-        self.host.exporter.is_some()
-    }
-
-    /// What RESOURCE_ASSIGN_UUID has named since the last call, and what of that is gone (`false`).
+    /// What RESOURCE_ASSIGN_UUID has named since the last call, and what of that is gone (`false`): nothing where the host can make no
+    /// descriptors for other devices.
     pub fn shared_object_changes(&mut self) -> Vec<(Uuid, bool)> {
-        std::mem::take(&mut self.object_changes)
+        let mut changes = std::mem::take(&mut self.object_changes);
+        changes.retain(|_| self.host.exporter.is_some());
+        changes
     }
 
     /// A descriptor for another device of the VM. It stays where it is from now on: nobody says when that device has let go of it.

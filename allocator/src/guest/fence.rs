@@ -4,6 +4,7 @@
 //! *hold*, looked at when the export socket's side wakes the guest, and when its time is over.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::time::Instant;
 
 use hostblob_protocol::Status;
@@ -14,6 +15,7 @@ use crate::Error;
 use crate::context::ContextRef;
 use crate::exports::{ExportId, GuestExports};
 use crate::host::MAX_HOLDS;
+use crate::work::Work;
 
 /// Name of a hold within its guest; never used again.
 pub(crate) type HoldId = u64;
@@ -64,8 +66,36 @@ impl Until {
 struct Hold {
     until: Until,
     deadline: Option<Instant>,
+    /// How the wait ended. It stays that way while GPU work is under way.
+    ended: Option<Status>,
     /// Who is told.
-    answer: Option<(ContextRef, Answer)>,
+    answer: Option<Told>,
+}
+
+/// An answer that waits for a hold, and for the GPU work of its envelope.
+#[derive(Debug)]
+struct Told {
+    context: ContextRef,
+    answer: Answer,
+    work: RangeInclusive<u64>,
+}
+
+impl Hold {
+    /// Looks how the wait goes; whether nothing is left to wait for.
+    fn is_over(&mut self, exports: &GuestExports, now: Instant, work: &Work) -> bool {
+        if self.ended.is_none() {
+            if self.until.is_over(exports) {
+                self.ended = Some(Status::Ok);
+            } else if self.deadline.is_some_and(|deadline| deadline <= now) {
+                self.ended = Some(Status::Timeout);
+            }
+        }
+        let working = self
+            .answer
+            .as_ref()
+            .is_some_and(|told| !told.work.is_empty() && !work.reached(*told.work.end()));
+        self.ended.is_some() && !working
+    }
 }
 
 /// All holds of a guest.
@@ -132,11 +162,16 @@ impl Guest {
         Ok(hold)
     }
 
-    /// Answers when the hold is over.
-    pub(crate) fn answer_after(&mut self, context: u32, hold: HoldId, answer: Answer) {
+    /// Answers when the hold is over and the GPU work since the point `before` is done.
+    pub(crate) fn answer_after(&mut self, context: u32, hold: HoldId, before: u64, answer: Answer) {
+        let work = before + 1..=self.work.submitted();
         let asker = self.contexts.get(&context).map(|context| context.me);
-        if let (Some(asker), Some(hold)) = (asker, self.holds.live.get_mut(&hold)) {
-            hold.answer = Some((asker, answer));
+        if let (Some(context), Some(hold)) = (asker, self.holds.live.get_mut(&hold)) {
+            hold.answer = Some(Told {
+                context,
+                answer,
+                work,
+            });
         }
     }
 
@@ -150,24 +185,31 @@ impl Guest {
             return;
         };
         let now = Instant::now();
-        let mut over = Vec::new();
-        for (&id, hold) in &self.holds.live {
-            let timed_out = hold.deadline.is_some_and(|deadline| deadline <= now);
-            if hold.until.is_over(exports) {
-                over.push((id, Status::Ok));
-            } else if timed_out {
-                over.push((id, Status::Timeout));
-            }
-        }
-        for (id, status) in over {
-            let hold = self.holds.live.remove(&id);
-            let Some((context, answer)) = hold.and_then(|hold| hold.answer) else {
+        let work = &self.work;
+        let over = self
+            .holds
+            .live
+            .extract_if(.., |_, hold| hold.is_over(exports, now, work));
+        for (id, hold) in over.collect::<Vec<_>>() {
+            let (Some(status), Some(told)) = (hold.ended, hold.answer) else {
                 continue;
             };
-            if let Some(context) = self.owner_mut(context) {
+            if let Some(context) = self.owner_mut(told.context) {
                 context.holds.retain(|(_, hold)| *hold != id);
             }
-            self.write_answer(context, &Answer { status, ..answer });
+            // Work that failed is the first failure of its envelope.
+            let status = match told.answer.status {
+                Status::Ok => status,
+                failed => failed,
+            };
+            // Sequence 0 wants no answer.
+            if told.answer.sequence != 0 {
+                let answer = Answer {
+                    status,
+                    ..told.answer
+                };
+                self.write_answer(told.context, &answer);
+            }
         }
     }
 
@@ -190,11 +232,22 @@ impl Guest {
 }
 
 impl Holds {
+    /// GPU work failed: the answer of its envelope says so.
+    pub(super) fn fail(&mut self, sequence: u64, status: Status) {
+        let answers = self.live.values_mut().filter_map(|it| it.answer.as_mut());
+        for told in answers.filter(|told| told.work.contains(&sequence)) {
+            if told.answer.status == Status::Ok {
+                told.answer.status = status;
+            }
+        }
+    }
+
     fn insert(&mut self, until: Until, deadline: Option<Instant>) -> HoldId {
         self.last += 1;
         let hold = Hold {
             until,
             deadline,
+            ended: None,
             answer: None,
         };
         self.live.insert(self.last, hold);

@@ -7,6 +7,7 @@
 //! | `backing.rs` | blobs in the guest's own pages, and transfers |
 //! | `sharing.rs` | names beyond one context |
 //! | `export.rs` | what host processes see |
+//! | `objects.rs` | what other devices of the VM have |
 //! | `fence.rs`, `alarm.rs` | when something is over |
 //! | `snapshot.rs` | the guest as a stream of bytes |
 //! | `residence.rs` | where bytes live: placing, parking, attaching the GPU, letting go |
@@ -17,6 +18,7 @@ mod backing;
 mod blobs;
 mod export;
 mod fence;
+mod objects;
 mod residence;
 mod sharing;
 pub mod snapshot;
@@ -37,6 +39,7 @@ use uuid::Uuid;
 
 use alarm::Alarm;
 use fence::Holds;
+use objects::LentObject;
 
 use crate::Error;
 use crate::blob::{Binding, Blob, Home, Memory, MemoryKey};
@@ -72,6 +75,8 @@ pub struct Guest {
     shown: HashMap<ExportId, MemoryKey>,
     /// Shared objects that came and went.
     object_changes: Vec<(Uuid, bool)>,
+    /// Of another device, for the command that is about to be executed.
+    lent_object: Option<LentObject>,
     holds: Holds,
     alarm: Alarm,
     /// Pieces of guest pages that blobs have, all together.
@@ -125,6 +130,7 @@ impl Guest {
             exports,
             shown: HashMap::new(),
             object_changes: Vec::new(),
+            lent_object: None,
             holds: Holds::default(),
             alarm,
             pieces: Arc::default(),
@@ -289,6 +295,8 @@ impl Guest {
         if let Err(error) = &result {
             log::warn!("GPU request {sequence} failed: {error}");
             self.deferred.fail(sequence, error);
+            self.holds
+                .fail(sequence, Error::Provider(error.clone()).status());
         }
         match what {
             Pending::Attach(key, attachment) if result.is_err() => {

@@ -27,13 +27,17 @@ impl Guest {
 
     /// The owner agrees that whoever is told the UUID uses the memory. It is random, so nobody guesses it.
     pub(super) fn share_memory(&mut self, key: MemoryKey) -> Result<Uuid, Error> {
-        let memory = self.memories.get_mut(&key).ok_or(Error::NotShareable)?;
+        let memory = self.memories.get(&key).ok_or(Error::NotShareable)?;
         if !memory.flags.contains(CreateFlags::SHAREABLE) {
             return Err(Error::NotShareable);
         }
-        let uuid = *memory.uuid.get_or_insert_with(Uuid::new_v4);
-        self.uuids.insert(uuid, key);
+        let uuid = memory.uuid.unwrap_or_else(Uuid::new_v4);
+        // First what can be refused: a name that host processes do not get is valid nowhere.
         self.show(key, uuid)?;
+        if let Some(memory) = self.memories.get_mut(&key) {
+            memory.uuid = Some(uuid);
+            self.uuids.insert(uuid, key);
+        }
         Ok(uuid)
     }
 

@@ -20,6 +20,7 @@ use crate::window::{PAGE, Span};
 
 mod exported;
 mod exports;
+mod objects;
 mod snapshot;
 
 const WINDOW: u64 = 2 << 20;

@@ -179,7 +179,7 @@ pub(crate) fn fields(request: &Request) -> Vec<Field> {
             Field {
                 name: "uuid",
                 kind: "u8[16]",
-                meaning: "what SHARE or RESOURCE_ASSIGN_UUID gave, or a token of the export socket",
+                meaning: "what SHARE or RESOURCE_ASSIGN_UUID gave, a token of the export socket, or the UUID of another device's object",
                 bytes: r.uuid.to_vec(),
             },
         ],

@@ -3,7 +3,7 @@
 use hostblob_protocol::envelope::{
     ENVELOPE_HEADER_SIZE, MAX_LENGTH, MAX_STRUCTURES, STRUCTURE_HEADER_SIZE,
 };
-use hostblob_protocol::request::{DEBUG_NAME, MAX_DEBUG_NAME, REQUIRED};
+use hostblob_protocol::request::{DEBUG_NAME, Free, Import, MAX_DEBUG_NAME, REQUIRED};
 use hostblob_protocol::{
     DecodeError, Envelope, EnvelopeBuilder, Request, Status, VERSION_MAJOR, VERSION_MINOR,
 };
@@ -26,9 +26,22 @@ fn build(sequence: u64, name: Option<&str>, requests: &[Request]) -> Vec<u8> {
         .build()
 }
 
+/// The UUIDs that the requests name.
+fn imports(envelope: &Envelope) -> Vec<[u8; 16]> {
+    let mut uuids = Vec::new();
+    for request in &envelope.requests {
+        if let Request::Import(import) = request {
+            uuids.push(import.uuid);
+        }
+    }
+    uuids
+}
+
 /// Decodes, and checks what must hold of any outcome.
 fn decode(bytes: &[u8]) -> Result<Envelope, DecodeError> {
     let decoded = Envelope::decode(bytes);
+    let imports = decoded.as_ref().map_or(Vec::new(), imports);
+    assert_eq!(Envelope::imports(bytes), imports);
     match &decoded {
         Ok(envelope) => {
             assert_eq!(Envelope::peek_sequence(bytes), Some(envelope.sequence));
@@ -221,6 +234,25 @@ fn announced_lengths_are_not_believed() {
         };
         assert_eq!(decode(&bytes), Err(expected));
     }
+}
+
+/// What is looked for before an envelope is executed is what it will import, in its order, and nothing of one that will not be.
+#[test]
+fn imports_are_seen_without_executing() {
+    let import = |n: u8| {
+        let (client_id, uuid) = (u64::from(n), [n; 16]);
+        Request::from(Import { client_id, uuid })
+    };
+    let free = Request::from(Free { client_id: 11 });
+    let bytes = build(
+        0,
+        Some("name"),
+        &[free, import(2), free, import(1), import(2)],
+    );
+    assert_eq!(Envelope::imports(&bytes), [[2; 16], [1; 16], [2; 16]]);
+    assert!(Envelope::imports(&build(1, None, &[free; 64])).is_empty());
+    assert!(Envelope::imports(&build(1, None, &[import(1); 65])).is_empty());
+    assert!(Envelope::imports(&bytes[..bytes.len() - 8]).is_empty());
 }
 
 #[test]

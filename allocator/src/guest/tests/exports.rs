@@ -13,7 +13,7 @@ use hostblob_capset::WindowMode;
 
 use super::*;
 use crate::Outside;
-use crate::exports::{Event, ExportError, ExportId, Exporter, Exports, Viewer};
+use crate::exports::{Event, ExportError, ExportId, Exporter, Exports, MAX_BLOBS, Viewer};
 use crate::provider::Piece;
 use crate::provider::fake::Seen;
 
@@ -218,6 +218,25 @@ fn what_was_never_published_is_neither_withdrawn_nor_presented_nor_shown() {
 }
 
 #[test]
+fn a_share_that_is_refused_leaves_no_name() {
+    let mut shown = Shown::new();
+    shown.create(CLIENT, CreateFlags::HOST_VISIBLE | CreateFlags::SHAREABLE);
+    let exports = shown.fixture.guest.exports.as_ref().unwrap();
+    let others: Vec<ExportId> = (0..MAX_BLOBS)
+        .map(|_| exports.add([0; 16], PAGE, "other").unwrap())
+        .collect();
+    let share = Share { client_id: CLIENT };
+    assert_eq!(shown.ask(share), Status::TooManyObjects);
+    let guest = &shown.fixture.guest;
+    let key = guest.contexts[&1].names[&CLIENT];
+    assert!(guest.uuids.is_empty() && guest.memories[&key].uuid.is_none());
+    // With room again it is shared.
+    guest.exports.as_ref().unwrap().remove(others[0]);
+    assert_eq!(shown.ask(share), Status::Ok);
+    assert_eq!(shown.fixture.guest.uuids.len(), 1);
+}
+
+#[test]
 fn a_wait_ends_with_the_last_release() {
     let (mut shown, id) = Shown::with_open_memory();
     let nobody = shown.wait(PAGE, 1_000_000_000);
@@ -259,6 +278,80 @@ fn a_wait_ends_when_its_time_is_over() {
     };
     assert_eq!(status, Status::Timeout);
     assert!(shown.fixture.guest.reached(&fence));
+}
+
+impl Shown {
+    /// GPU work on the open memory, and a wait for its release, in one envelope.
+    fn fill_and_wait(&mut self, timeout: u64) -> u64 {
+        let fill = Fill {
+            range: range(CLIENT, 0, PAGE),
+            value: 1,
+        };
+        let wait = WaitReleased {
+            client_id: CLIENT,
+            offset: ALL_BUFFERS,
+            timeout,
+        };
+        self.fixture.sequence += 1;
+        let envelope = EnvelopeBuilder::new(self.fixture.sequence);
+        let bytes = envelope.request(fill).request(wait).build();
+        self.fixture.guest.submit(1, 0, &bytes).unwrap();
+        self.fixture.sequence
+    }
+
+    fn wait_for_work(&mut self) {
+        let guest = &mut self.fixture.guest;
+        guest.wait_for(guest.work.submitted()).unwrap();
+    }
+}
+
+#[test]
+fn work_and_a_wait_in_one_envelope_are_both_waited_for() {
+    let (mut shown, id) = Shown::with_open_memory();
+    // The release last.
+    let sequence = shown.fill_and_wait(u64::MAX);
+    shown.wait_for_work();
+    assert_eq!(shown.status(sequence), None);
+    shown.viewer.close(id).unwrap();
+    assert_eq!(shown.status(sequence), Some(Status::Ok));
+
+    // The work last, whoever opens the memory meanwhile.
+    shown.open(id).unwrap();
+    shown.fixture.fake.hold();
+    let sequence = shown.fill_and_wait(u64::MAX);
+    let fence = shown.fixture.guest.fence(1, None);
+    shown.viewer.close(id).unwrap();
+    assert_eq!(shown.status(sequence), None, "the FILL is not done");
+    shown.open(id).unwrap();
+    shown.fixture.fake.release_all();
+    shown.wait_for_work();
+    assert_eq!(shown.status(sequence), Some(Status::Ok));
+    assert!(shown.fixture.guest.reached(&fence));
+
+    // So it is where the time is over.
+    shown.fixture.fake.hold();
+    let sequence = shown.fill_and_wait(1);
+    std::thread::sleep(Duration::from_millis(1));
+    assert_eq!(shown.status(sequence), None);
+    shown.fixture.fake.release_all();
+    shown.wait_for_work();
+    assert_eq!(shown.status(sequence), Some(Status::Timeout));
+    assert!(shown.fixture.guest.contexts[&1].holds.is_empty());
+}
+
+#[test]
+fn work_that_fails_before_a_release_is_what_the_answer_says() {
+    let (mut shown, id) = Shown::with_open_memory();
+    let before = shown.fill_and_wait(u64::MAX);
+    shown.wait_for_work();
+    let lost = ProviderError::DeviceLost("test".into());
+    shown.fixture.fake.refuse_next(lost);
+    let failed = shown.fill_and_wait(u64::MAX);
+    shown.wait_for_work();
+    assert_eq!(shown.status(failed), None);
+    shown.viewer.close(id).unwrap();
+    assert_eq!(shown.status(failed), Some(Status::DeviceLost));
+    assert_eq!(shown.status(before), Some(Status::Ok));
 }
 
 #[test]
