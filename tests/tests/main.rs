@@ -23,5 +23,6 @@ mod fixture;
 mod daemon;
 mod exports;
 mod lifecycle;
+mod renderers;
 mod socket;
 mod vm;

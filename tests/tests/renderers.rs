@@ -1,0 +1,167 @@
+//! One daemon and one guest with our context, 2D resources and a Wayland client, beside a real compositor.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use hostblob_export::{Client, Event, Exported, Mapping};
+use tempfile::TempDir;
+use xtask::vm::{Transport, Vm};
+
+use crate::fixture::{self, Provider};
+
+const WINDOW: u64 = 256 << 20;
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Weston without a screen. Ended when dropped.
+struct Weston {
+    child: Child,
+    folder: TempDir,
+}
+
+impl Weston {
+    /// Returns when it answers.
+    fn start() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let log = File::create(folder.path().join("log")).expect("a log");
+        let child = Command::new("weston")
+            .args(["--backend=headless-backend.so", "--use-pixman"])
+            .args(["--width=320", "--height=200", "--shell=kiosk-shell.so"])
+            .args([
+                "--socket=compositor",
+                "--idle-time=0",
+                "--no-config",
+                "--debug",
+            ])
+            .env("XDG_RUNTIME_DIR", folder.path())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a log"))
+            .stderr(log)
+            .spawn()
+            .expect("weston: run `cargo xtask setup`");
+        let weston = Self { child, folder };
+        let deadline = Instant::now() + TIMEOUT;
+        while !weston.socket().exists() {
+            assert!(Instant::now() < deadline, "{}", weston.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        weston
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("compositor")
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    /// What is on its screen: width, and pixels as red, green, blue.
+    fn screenshot(&self) -> (usize, Vec<[u8; 3]>) {
+        let output = Command::new("weston-screenshooter")
+            .env("XDG_RUNTIME_DIR", self.folder.path())
+            .env("WAYLAND_DISPLAY", self.socket())
+            .env("XDG_PICTURES_DIR", self.folder.path())
+            .current_dir(self.folder.path())
+            .output()
+            .expect("weston-screenshooter");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}\n{}", self.log());
+        let files = std::fs::read_dir(self.folder.path()).expect("the folder");
+        let paths = files.map(|file| file.expect("a file").path());
+        let is_png = |path: &PathBuf| path.extension().is_some_and(|end| end == "png");
+        read_png(&paths.filter(is_png).max().expect("a screenshot"))
+    }
+}
+
+impl Drop for Weston {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn read_png(path: &Path) -> (usize, Vec<[u8; 3]>) {
+    let file = std::io::BufReader::new(File::open(path).expect("a file"));
+    let mut reader = png::Decoder::new(file).read_info().expect("a PNG");
+    let mut bytes = vec![0; reader.output_buffer_size().expect("its size")];
+    let info = reader.next_frame(&mut bytes).expect("its pixels");
+    let channels = info.color_type.samples();
+    let pixels = bytes.chunks_exact(channels);
+    let pixels = pixels.map(|pixel| [pixel[0], pixel[1], pixel[2]]);
+    (info.width as usize, pixels.collect())
+}
+
+/// Opens the first screen that is shown, and follows it until `done`.
+fn screen(client: &mut Client) -> Exported {
+    let deadline = Instant::now() + TIMEOUT;
+    while Instant::now() < deadline {
+        let event = client.next_event(TIMEOUT).expect("the export socket");
+        if let Some(Event::Published(blob, buffer)) = event
+            && (buffer.layout.width, buffer.layout.height) == (640, 480)
+        {
+            assert_eq!(buffer.layout.stride, 2560);
+            assert_eq!(buffer.layout.fourcc, u32::from_le_bytes(*b"XR24"));
+            return client.open(blob).expect("the screen");
+        }
+    }
+    panic!("no screen of 640 x 480 is shown");
+}
+
+#[test]
+fn ours_a_2d_resource_and_a_wayland_client_at_once() {
+    let weston = Weston::start();
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("export.sock");
+    let daemon = fixture::daemon(Provider::System, WINDOW)
+        .transport(Transport::VhostUser)
+        .args(["--window-mode", "on-demand", "--display", "640x480"])
+        .args([Path::new("--export-socket"), &socket])
+        .args([Path::new("--wayland-socket"), &weston.socket()])
+        .start()
+        .expect("hostblobd starts");
+    let mut client = Client::connect(&socket).expect("the export socket");
+    let _slot = fixture::slot();
+    let mut vm = Vm::builder(fixture::environment())
+        .device(&daemon)
+        .program(fixture::guest_program("renderers"), [] as [&str; 0])
+        .timeout(TIMEOUT)
+        .tee()
+        .start()
+        .expect("the guest starts");
+
+    let screen = screen(&mut client);
+    vm.wait_for("all three at once", 1).expect("the program");
+    let drawn = Mapping::new(&screen.descriptor, screen.size).expect("the screen's pixels");
+    let mut row = vec![0; 2560];
+    drawn.read(400 * 2560, &mut row).expect("a row");
+    let expected: Vec<u8> = (0..640_u32).flat_map(|x| (x * 3).to_le_bytes()).collect();
+    assert!(row == expected, "row 400 of the screen is {row:?}");
+
+    let (width, pixels) = weston.screenshot();
+    assert_eq!((width, pixels.len()), (320, 320 * 200));
+    let guests = pixels.iter().filter(|pixel| **pixel == [0, 0x80, 0xff]);
+    assert_eq!(
+        guests.count(),
+        256 * 128,
+        "pixels of the guest's second frame"
+    );
+    drop(weston);
+
+    let output = vm.wait().expect("the guest ends");
+    print!("{}", output.stdout);
+    fixture::succeeded(&output);
+    let globals = output
+        .stdout
+        .lines()
+        .find(|line| line.starts_with("globals"));
+    let globals = globals.expect("globals");
+    for interface in ["wl_compositor", "wl_shm", "xdg_wm_base"] {
+        assert!(globals.contains(interface), "{globals}");
+    }
+    assert!(output.stdout.contains("ours goes on"));
+    let log = daemon.log();
+    assert!(log.contains("capset 5: cross-domain"), "{log}");
+    fixture::finish(daemon);
+}
