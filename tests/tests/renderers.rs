@@ -24,16 +24,16 @@ impl Weston {
     /// Returns when it answers.
     fn start() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
+        let config = folder.path().join("weston.ini");
+        let plain = "[shell]\npanel-position=none\nstartup-animation=none\nanimation=none\n";
+        std::fs::write(&config, plain).expect("a configuration");
         let log = File::create(folder.path().join("log")).expect("a log");
         let child = Command::new("weston")
             .args(["--backend=headless-backend.so", "--use-pixman"])
-            .args(["--width=320", "--height=200", "--shell=kiosk-shell.so"])
-            .args([
-                "--socket=compositor",
-                "--idle-time=0",
-                "--no-config",
-                "--debug",
-            ])
+            .args(["--width=640", "--height=480", "--socket=compositor"])
+            // The screenshooter is for developers.
+            .args(["--idle-time=0", "--debug"])
+            .arg(format!("--config={}", config.display()))
             .env("XDG_RUNTIME_DIR", folder.path())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a log"))
@@ -126,7 +126,7 @@ fn ours_a_2d_resource_and_a_wayland_client_at_once() {
     let mut vm = Vm::builder(fixture::environment())
         .device(&daemon)
         .program(fixture::guest_program("renderers"), [] as [&str; 0])
-        .timeout(TIMEOUT)
+        .timeout(Duration::from_secs(40))
         .tee()
         .start()
         .expect("the guest starts");
@@ -140,7 +140,7 @@ fn ours_a_2d_resource_and_a_wayland_client_at_once() {
     assert!(row == expected, "row 400 of the screen is {row:?}");
 
     let (width, pixels) = weston.screenshot();
-    assert_eq!((width, pixels.len()), (320, 320 * 200));
+    assert_eq!((width, pixels.len()), (640, 640 * 480));
     let guests = pixels.iter().filter(|pixel| **pixel == [0, 0x80, 0xff]);
     assert_eq!(
         guests.count(),

@@ -43,6 +43,10 @@ fn main() -> Result<()> {
         image.pixels.first_not_zero().is_none(),
         "the image is not new"
     );
+    println!(
+        "an image of {} bytes, rows of {}",
+        image.blob.size, image.stride
+    );
     for row in 0..2 * HEIGHT {
         let color: u64 = if row < HEIGHT {
             0x00ff_0000
@@ -57,7 +61,9 @@ fn main() -> Result<()> {
     let pool = channel.node().export(&image.blob)?;
     let [width, height, stride] = [WIDTH, HEIGHT, image.stride].map(|side| side as i32);
     let window = client.window(&pool, width, height, stride)?;
+    println!("a window");
     client.show(&window, 0)?;
+    println!("one frame shown");
     client.show(&window, 1)?;
     client.wait_released(0)?;
     println!("two frames shown");
