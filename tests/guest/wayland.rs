@@ -33,6 +33,7 @@ pub struct Client {
 #[derive(Debug)]
 pub struct Window {
     surface: wl_surface::WlSurface,
+    size: (i32, i32),
     buffers: [wl_buffer::WlBuffer; 2],
 }
 
@@ -100,14 +101,19 @@ impl Client {
         while !self.state.configured {
             self.dispatch()?;
         }
-        Ok(Window { surface, buffers })
+        Ok(Window {
+            surface,
+            size: (width, height),
+            buffers,
+        })
     }
 
     /// Shows a buffer: returns when the compositor has drawn it.
     pub fn show(&mut self, window: &Window, number: usize) -> Result<()> {
         let frame = self.state.frames;
         window.surface.attach(Some(&window.buffers[number]), 0, 0);
-        window.surface.damage(0, 0, i32::MAX, i32::MAX);
+        let (width, height) = window.size;
+        window.surface.damage(0, 0, width, height);
         window.surface.frame(&self.queue.handle(), ());
         window.surface.commit();
         while self.state.frames == frame {

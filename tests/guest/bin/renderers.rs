@@ -12,6 +12,9 @@ use hostblob_tests::wayland::Client;
 
 const WIDTH: u32 = 256;
 const HEIGHT: u32 = 128;
+/// The unused byte is not 0: the compositor's screenshot takes it for how much of the color is there.
+const RED: u64 = 0xffff_0000;
+const BLUE: u64 = 0xff00_80ff;
 const SIZE: u64 = 1 << 20;
 
 fn main() -> Result<()> {
@@ -48,11 +51,7 @@ fn main() -> Result<()> {
         image.blob.size, image.stride
     );
     for row in 0..2 * HEIGHT {
-        let color: u64 = if row < HEIGHT {
-            0x00ff_0000
-        } else {
-            0x0000_80ff
-        };
+        let color = if row < HEIGHT { RED } else { BLUE };
         for pair in 0..WIDTH / 2 {
             let at = (row * image.stride / 8 + pair) as usize;
             image.pixels.store(at, color << 32 | color);
