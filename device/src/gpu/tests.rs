@@ -15,7 +15,9 @@ use zerocopy::{Immutable, IntoBytes};
 
 use super::*;
 
+mod images;
 mod pages;
+mod renderers;
 
 const CAPSET_ID: u32 = 48;
 const PAGE: u64 = 4096;

@@ -432,6 +432,18 @@ impl Renderer {
     }
 }
 
+#[cfg(test)]
+impl Renderer {
+    /// A call that does what rutabaga might.
+    pub(in crate::gpu) fn call_badly(&mut self, work: impl FnOnce() + Send + 'static) {
+        let call = self.call(move |_| {
+            work();
+            Ok(())
+        });
+        assert!(matches!(call, Err(Fault::RendererLost(_))));
+    }
+}
+
 /// The pages are kept as long as rutabaga may have their addresses.
 fn create_blob(
     state: &mut State,

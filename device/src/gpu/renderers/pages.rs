@@ -118,7 +118,7 @@ mod tests {
     fn file(value: u8) -> Arc<File> {
         let file = rustix::fs::memfd_create("pages", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
         let file = File::from(file);
-        file.write_all_at(&[value; 4 * PAGE as usize], 0).unwrap();
+        file.write_all_at(&[value; 16384], 0).unwrap();
         Arc::new(file)
     }
 
@@ -131,8 +131,9 @@ mod tests {
     }
 
     fn byte(pages: &Pages, at: usize) -> u8 {
+        let address = pages.iovec().base.cast::<u8>().wrapping_add(at);
         // SAFETY: a test's own address, within its range.
-        unsafe { pages.iovec().base.cast::<u8>().add(at).read_volatile() }
+        unsafe { address.read_volatile() }
     }
 
     #[test]

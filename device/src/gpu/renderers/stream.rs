@@ -230,11 +230,11 @@ fn check_send(bytes: &[u8], needs: &mut Needs) -> Result<(), Fault> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
 
     /// A command with these words after its header.
-    pub(in crate::gpu) fn message(kind: u8, words: &[u32], data: &[u8]) -> Vec<u8> {
+    fn message(kind: u8, words: &[u32], data: &[u8]) -> Vec<u8> {
         let size = u16::try_from(8 + 4 * words.len() + data.len()).unwrap();
         let mut bytes = vec![kind, 0];
         bytes.extend(size.to_le_bytes());
@@ -245,8 +245,9 @@ pub(super) mod tests {
     }
 
     /// A SEND of `data` with identifiers (type, id).
-    pub(in crate::gpu) fn send(identifiers: &[(u32, u32)], data: &[u8]) -> Vec<u8> {
-        let mut words = vec![identifiers.len() as u32, data.len() as u32];
+    fn send(identifiers: &[(u32, u32)], data: &[u8]) -> Vec<u8> {
+        let counts = [identifiers.len(), data.len()];
+        let mut words = counts.map(|count| u32::try_from(count).unwrap()).to_vec();
         let mut ids = [0; 84];
         for (at, (kind, id)) in identifiers.iter().take(28).enumerate() {
             (ids[at], ids[28 + at]) = (*id, *kind);

@@ -248,12 +248,3 @@ fn refusal(error: &RutabagaError) -> Fault {
     let reason = error.to_string();
     Fault::Renderer { response, reason }
 }
-
-#[cfg(test)]
-impl Thread {
-    /// A call that panics in the thread, as rutabaga might.
-    pub(super) fn panic(&self) -> Fault {
-        let lost = self.call(|_| -> RutabagaResult<()> { panic!("as asked by a test") });
-        lost.expect_err("it panicked")
-    }
-}
