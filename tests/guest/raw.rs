@@ -131,6 +131,25 @@ struct Execute {
 
 #[derive(Debug, Default)]
 #[repr(C)]
+struct Create3d {
+    target: u32,
+    format: u32,
+    bind: u32,
+    width: u32,
+    height: u32,
+    depth: u32,
+    array_size: u32,
+    last_level: u32,
+    nr_samples: u32,
+    flags: u32,
+    bo_handle: u32,
+    res_handle: u32,
+    size: u32,
+    stride: u32,
+}
+
+#[derive(Debug, Default)]
+#[repr(C)]
 struct CreateDumb {
     height: u32,
     width: u32,
@@ -141,10 +160,15 @@ struct CreateDumb {
     size: u64,
 }
 
+/// `VIRGL_FORMAT_R8_UNORM` and `VIRGL_BIND_VERTEX_BUFFER`.
+const FORMAT_R8_UNORM: u32 = 64;
+const BIND_VERTEX_BUFFER: u32 = 1 << 4;
+
 /// `VIRTGPU_EXECBUF_RING_IDX`.
 const EXECUTE_ON_RING: u32 = 4;
 
 const EXECBUFFER: Opcode = opcode::read_write::<Execute>(b'd', 0x42);
+const CREATE_3D: Opcode = opcode::read_write::<Create3d>(b'd', 0x44);
 const RESOURCE_INFO: Opcode = opcode::read_write::<ResourceInfo>(b'd', 0x45);
 const PRIME_HANDLE_TO_FD: Opcode = opcode::read_write::<Prime>(b'd', 0x2d);
 const PRIME_FD_TO_HANDLE: Opcode = opcode::read_write::<Prime>(b'd', 0x2e);
@@ -332,6 +356,27 @@ impl Node {
             ..Execute::default()
         };
         self.call(EXECBUFFER, &mut execute).context("EXECBUFFER")
+    }
+
+    /// RESOURCE_CREATE: a 3D resource of a context of virgl, a buffer of so many bytes.
+    pub fn create_3d_buffer(&self, bytes: u32) -> Result<RawBlob> {
+        let mut create = Create3d {
+            format: FORMAT_R8_UNORM,
+            bind: BIND_VERTEX_BUFFER,
+            width: bytes,
+            height: 1,
+            depth: 1,
+            array_size: 1,
+            size: bytes,
+            ..Create3d::default()
+        };
+        self.call(CREATE_3D, &mut create)
+            .context("RESOURCE_CREATE")?;
+        Ok(RawBlob {
+            handle: create.bo_handle,
+            resource: create.res_handle,
+            size: bytes.into(),
+        })
     }
 
     /// MODE_CREATE_DUMB: a 2D resource of 32 bits per pixel, on a primary node; how long its rows are.

@@ -173,3 +173,22 @@ fn ours_a_2d_resource_and_a_wayland_client_at_once() {
     assert!(log.contains("capset 5: cross-domain"), "{log}");
     fixture::finish(daemon);
 }
+
+/// What another renderer of rutabaga needs: its cargo feature, and nothing else here.
+#[test]
+#[ignore = "needs HOSTBLOB_DAEMON with the cargo feature virgl, and its libraries: docs/renderers.md"]
+fn a_context_of_virglrenderer_beside_ours() {
+    let daemon = fixture::daemon(Provider::System, WINDOW)
+        .transport(Transport::VfioUser)
+        .args(["--capsets", "virgl2,venus"])
+        .start()
+        .expect("hostblobd starts");
+    let program = fixture::guest_program("virgl");
+    let output = fixture::run_in_guest(&daemon, &program, &[]);
+    print!("{}\n{}", output.stdout, daemon.log());
+    fixture::succeeded(&output);
+    for capset in ["capset 2: virgl2", "capset 4: venus"] {
+        assert!(daemon.log().contains(capset), "{}", daemon.log());
+    }
+    fixture::finish(daemon);
+}
