@@ -309,6 +309,11 @@ fn every_command_cut_at_every_length_is_refused_or_answered() {
         bytes(header(cmd::RESOURCE_ASSIGN_UUID, 1), &only(1)),
         bytes(header(cmd::TRANSFER_TO_HOST_3D, 1), &[1_u8; 48]),
         bytes(header(cmd::TRANSFER_FROM_HOST_3D, 1), &[1_u8; 48]),
+        bytes(header(cmd::RESOURCE_CREATE_2D, 1), &[1_u8; 16]),
+        bytes(header(cmd::RESOURCE_CREATE_3D, 1), &[1_u8; 48]),
+        bytes(header(cmd::TRANSFER_TO_HOST_2D, 1), &[1_u8; 32]),
+        bytes(header(cmd::RESOURCE_FLUSH, 1), &[1_u8; 24]),
+        bytes(header(cmd::SET_SCANOUT, 1), &[1_u8; 24]),
         bytes(header(cmd::RESOURCE_UNREF, 1), &only(1)),
     ];
     let (mut gpu, _) = used_gpu();

@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use hostblob_allocator::provider::Piece;
 use hostblob_allocator::window::Span;
 use hostblob_allocator::{BlobSpec, Error, Mapped, Mapping};
 use hostblob_protocol::virtio_gpu::{blob_flag, blob_mem, map_cache};
+use rustix::fs::{MemfdFlags, OFlags, SealFlags, SeekFrom};
 use rutabaga_gfx::{
     RUTABAGA_CAPSET_CROSS_DOMAIN, ResourceCreate3D, ResourceCreateBlob, RutabagaHandle,
     RutabagaIntoRawDescriptor, RutabagaResult, Transfer3D,
@@ -22,6 +24,9 @@ use crate::gpu::fault::Fault;
 
 /// Descriptors that a cross-domain context has: its connection, an epoll, two eventfds with a copy of each.
 const CONTEXT_DESCRIPTORS: u32 = 6;
+
+/// Bytes of one step of a copy.
+const COPY_CHUNK: usize = 64 << 10;
 
 /// Bits of `map_info` that the guest is told: how it is cached.
 const CACHE_MASK: u32 = 0x0f;
@@ -300,11 +305,16 @@ impl Renderer {
         let file = descriptor(handle)
             .map(File::from)
             .ok_or(Error::NotMappable("its renderer gives no descriptor of it"))?;
-        // What is beyond its file's end would be a fault of the VMM.
-        let has = rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0)).unwrap_or(0);
-        if has < size {
+        // What is beyond the last page of its file would be a fault of the VMM.
+        let has = rustix::fs::seek(&file, SeekFrom::End(0)).unwrap_or(0);
+        if has.next_multiple_of(page) < size {
             return Err(Error::NotMappable("its memory is smaller than the blob"));
         }
+        let file = if is_writable(&file) {
+            file
+        } else {
+            copy(&file, size).map_err(|error| Error::Parking(error.to_string()))?
+        };
         if let Ok(resource) = self.resource_mut(id)
             && let Some(blob) = &mut resource.blob
         {
@@ -468,6 +478,33 @@ fn detach_all(state: &mut State, contexts: &BTreeSet<u32>, id: u32) {
         // It knows both.
         let _ = state.rutabaga.context_detach_resource(*context, id);
     }
+}
+
+/// Whether a VMM can map it: they map for writing.
+fn is_writable(file: &File) -> bool {
+    let access = rustix::fs::fcntl_getfl(file).map(|flags| flags & OFlags::ACCMODE);
+    // What knows no seals has none.
+    let seals = rustix::fs::fcntl_get_seals(file).unwrap_or(SealFlags::empty());
+    access == Ok(OFlags::RDWR) && !seals.intersects(SealFlags::WRITE | SealFlags::FUTURE_WRITE)
+}
+
+/// The bytes of memory that is for reading, a keymap of the compositor's, say. The guest cannot write the compositor's, and its own nobody sees.
+fn copy(file: &File, size: u64) -> std::io::Result<File> {
+    let copy = rustix::fs::memfd_create("hostblob-copy", MemfdFlags::CLOEXEC)?;
+    let copy = File::from(copy);
+    copy.set_len(size)?;
+    let mut buffer = vec![0; COPY_CHUNK];
+    let mut at = 0;
+    while at < size {
+        let chunk = usize::try_from(size - at).map_or(COPY_CHUNK, |left| left.min(COPY_CHUNK));
+        let read = file.read_at(buffer.get_mut(..chunk).unwrap_or_default(), at)?;
+        if read == 0 {
+            break;
+        }
+        copy.write_all_at(buffer.get(..read).unwrap_or_default(), at)?;
+        at += read as u64;
+    }
+    Ok(copy)
 }
 
 fn descriptor(handle: RutabagaHandle) -> Option<OwnedFd> {

@@ -367,6 +367,63 @@ fn a_blob_is_the_compositors_memory_too() {
     assert_eq!(world.host.used(), 0);
 }
 
+/// A keymap, say: sealed, and not of whole pages.
+#[test]
+fn memory_that_the_compositor_sends_for_reading_is_mapped_as_a_copy() {
+    let (mut world, compositor) = World::connected(WindowMode::OnDemand);
+    let flags = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::ALLOW_SEALING;
+    let keymap = File::from(rustix::fs::memfd_create("keymap", flags).unwrap());
+    keymap.write_all_at(&[7; 5000], 0).unwrap();
+    rustix::fs::fcntl_add_seals(&keymap, rustix::fs::SealFlags::WRITE).unwrap();
+    assert_eq!(world.poll(1, 1), None);
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
+    let files = [keymap.as_fd()];
+    control.push(rustix::net::SendAncillaryMessage::ScmRights(&files));
+    let bytes = [std::io::IoSlice::new(b"keymap")];
+    let none = rustix::net::SendFlags::empty();
+    rustix::net::sendmsg(&compositor, &bytes, &mut control, none).unwrap();
+    assert_eq!(world.late(Duration::from_secs(10)), [1]);
+    let ring = world.page(CHANNEL_PAGE);
+    let word = |at: usize| u32::from_le_bytes(ring[at..at + 4].try_into().unwrap());
+    // One identifier, of a blob, of 5000 bytes.
+    assert_eq!([word(8), word(128), word(240)], [1, 1, 5000]);
+    let id = u64::from(word(16));
+    let large = blob(40, id, 3);
+    world.ok(cmd::RESOURCE_CREATE_BLOB, THEIRS, &large);
+    let p = resp::ERR_INVALID_PARAMETER;
+    assert_eq!(
+        world.run(cmd::RESOURCE_MAP_BLOB, 0, &map(40, 0)),
+        p,
+        "beyond its end"
+    );
+    let again = world.run(cmd::RESOURCE_CREATE_BLOB, THEIRS, &blob(41, id, 2));
+    assert_eq!(again, p, "an identifier is used once");
+    world.ok(cmd::RESOURCE_UNREF, 0, &only(40));
+
+    assert_eq!(world.poll(2, 1), None);
+    let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
+    control.push(rustix::net::SendAncillaryMessage::ScmRights(&files));
+    rustix::net::sendmsg(&compositor, &bytes, &mut control, none).unwrap();
+    assert_eq!(world.late(Duration::from_secs(10)), [2]);
+    let ring = world.page(CHANNEL_PAGE);
+    let id = u32::from_le_bytes(ring[16..20].try_into().unwrap());
+    world.ok(cmd::RESOURCE_CREATE_BLOB, THEIRS, &blob(41, id.into(), 2));
+    assert_eq!(
+        world.run(cmd::RESOURCE_MAP_BLOB, 0, &map(41, 0)),
+        resp::OK_MAP_INFO
+    );
+    let Some(WindowChange::Map(mapping)) = world.gpu.window_change() else {
+        panic!("it is to be mapped");
+    };
+    let file = mapping.file.as_deref().unwrap();
+    assert_ne!(inode(file), inode(&keymap));
+    let mut seen = vec![1; 8192];
+    file.read_exact_at(&mut seen, 0).unwrap();
+    assert!(seen[..5000].iter().all(|byte| *byte == 7));
+    assert!(seen[5000..].iter().all(|byte| *byte == 0));
+}
+
 #[test]
 fn a_premapped_window_says_which_mode_can() {
     let (mut world, _compositor) = World::connected(WindowMode::Premapped);
