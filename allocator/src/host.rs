@@ -9,7 +9,7 @@ use hostblob_protocol::request::{Request, request_bit};
 use crate::exports::{Exporter, Exports};
 use crate::guest::{Guest, Waker};
 use crate::provider::{Description, ExportKind, Placement, Provider, ProviderKind};
-use crate::quota::{Level, Quota};
+use crate::quota::{Charge, Exceeded, Level, Quota};
 use crate::window::{PAGE, Window};
 
 /// Memories and blobs that one context may hold: bounds the tables that a guest can grow.
@@ -150,6 +150,21 @@ impl Host {
             tell_memory(&mut capset, description, &self.config, |_| true);
         }
         capset
+    }
+
+    /// What one context may hold, for contexts that are not a [`Guest`]'s.
+    pub fn context_quota(&self) -> Arc<Quota> {
+        Quota::new(Level::Context, self.capset.limits.max_context_bytes)
+    }
+
+    /// Charges bytes to such a context and to the device.
+    pub fn charge(&self, context: &Arc<Quota>, bytes: u64) -> Result<Charge, Exceeded> {
+        Charge::new(context, &self.quota, bytes)
+    }
+
+    /// Where guests meet host processes, if they do.
+    pub fn exports(&self) -> Option<&Arc<Exports>> {
+        self.exports.as_ref()
     }
 
     /// Bytes that all guests together hold.

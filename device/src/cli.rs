@@ -6,6 +6,8 @@ use clap::{Args, Parser, Subcommand};
 use hostblob_allocator::provider::{Choice, DeviceSelector, Options};
 use hostblob_protocol::DEFAULT_CAPSET_ID;
 
+use crate::gpu::{Display, MAX_SIDE};
+
 /// Host-visible GPU memory for one virtual machine.
 ///
 /// Serves a virtio-gpu device to a VMM: a guest's GPU driver allocates host memory through it and maps it through the PCI BAR.
@@ -148,12 +150,44 @@ pub struct Serve {
     /// Socket where host processes of the same user look at what guests share, and hand in memory
     #[arg(long, value_name = "PATH")]
     pub export_socket: Option<PathBuf>,
+    /// Socket of a Wayland compositor: programs in the guest become its clients (cross-domain contexts)
+    #[arg(long, value_name = "PATH", requires = "socket_path")]
+    pub wayland_socket: Option<PathBuf>,
+    /// Capsets of other renderers to offer: virgl2, venus, drm, where built with the cargo feature virgl
+    #[arg(
+        long,
+        value_name = "NAMES",
+        value_delimiter = ',',
+        requires = "socket_path"
+    )]
+    pub capsets: Vec<String>,
+    /// A screen for the guest, which host processes see through the export socket
+    #[arg(long, value_name = "WIDTHxHEIGHT", value_parser = parse_display, requires = "socket_path")]
+    pub display: Option<Display>,
     /// Begin with the device of this snapshot (docs/snapshot.md): the first VMM that connects gets it
     #[arg(long, value_name = "FILE", requires = "socket_path")]
     pub restore: Option<PathBuf>,
     /// Save the VM's device to this file on SIGUSR1. Pause the VM before
     #[arg(long, value_name = "FILE", requires = "socket_path")]
     pub save: Option<PathBuf>,
+}
+
+/// Pixels.
+fn parse_display(text: &str) -> Result<Display, String> {
+    let side = |text: &str| {
+        let side = text.parse().ok();
+        side.filter(|side| (1..=MAX_SIDE).contains(side))
+    };
+    text.split_once('x')
+        .and_then(|(width, height)| {
+            Some(Display {
+                width: side(width)?,
+                height: side(height)?,
+            })
+        })
+        .ok_or_else(|| {
+            format!("a width and a height are expected, at most {MAX_SIDE}, such as 1920x1080")
+        })
 }
 
 /// Bytes, with an optional K, M, G or T.
@@ -227,6 +261,25 @@ mod tests {
                 assert_eq!((gpu.provider, gpu.log), (serve.gpu.provider, serve.gpu.log));
             }
             other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn displays() {
+        let (width, height) = (1920, 1080);
+        assert_eq!(parse_display("1920x1080"), Ok(Display { width, height }));
+        for bad in [
+            "",
+            "1920",
+            "0x1",
+            "1x0",
+            "1x16385",
+            "-1x1",
+            "1x1x1",
+            "1920X1080",
+            "1920 x 1080",
+        ] {
+            assert!(parse_display(bad).is_err(), "{bad}");
         }
     }
 

@@ -20,6 +20,7 @@ use thiserror::Error;
 
 use crate::cli::{ProviderProcess, Serve, TransportKind, WindowModeKind};
 use crate::export;
+use crate::gpu::renderers::{Offer, RendererError, Renderers};
 use crate::gpu::{BlobMem, Gpu, RestoreError, Waker};
 use crate::shutdown::Shutdown;
 use crate::transport::snapshot::{self, Snapshots};
@@ -39,6 +40,9 @@ pub enum DaemonError {
         "--window-mode on-demand needs a VMM that is asked for each blob: --socket-path with --transport vhost-user"
     )]
     WindowMode,
+    /// Other renderers cannot be had.
+    #[error(transparent)]
+    Renderers(#[from] RendererError),
     /// Limits that make no sense.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -86,6 +90,8 @@ pub(crate) fn serve(flags: &Serve, shutdown: &Shutdown) -> Result<(), DaemonErro
         context_limit: flags.context_limit,
         warm_limit: flags.warm_limit,
     };
+    raise_descriptor_limit();
+    let renderers = renderers(flags)?;
     let exports = Exports::new();
     let outside = outside(flags, &exports);
     let host = Host::with_outside(provider, config, outside)?;
@@ -93,7 +99,9 @@ pub(crate) fn serve(flags: &Serve, shutdown: &Shutdown) -> Result<(), DaemonErro
     // Before anybody else takes of the memory that it needs.
     let snapshots = Arc::new(Snapshots::new());
     let restored = match &flags.restore {
-        Some(path) => Some(restore(flags, path, &host, &snapshots)?),
+        Some(path) => Some(restore(path, &snapshots, |waker| {
+            new_gpu(flags, &host, renderers.as_ref(), waker)
+        })?),
         None => None,
     };
     if let Some(path) = &flags.save {
@@ -118,7 +126,9 @@ pub(crate) fn serve(flags: &Serve, shutdown: &Shutdown) -> Result<(), DaemonErro
             Ok(())
         }
         Some(path) => {
-            let new_gpu = first_restored(restored, |waker| new_gpu(flags, &host, waker));
+            let new_gpu = first_restored(restored, |waker| {
+                new_gpu(flags, &host, renderers.as_ref(), waker)
+            });
             serve_vmm(flags, path, new_gpu, shutdown, &snapshots)
         }
     };
@@ -173,12 +183,54 @@ fn outside(flags: &Serve, exports: &Arc<Exports>) -> Outside {
     }
 }
 
-fn new_gpu(flags: &Serve, host: &Arc<Host>, waker: Waker) -> std::io::Result<Gpu> {
+/// What the guest is offered besides our own context.
+fn renderers(flags: &Serve) -> Result<Option<Arc<Renderers>>, RendererError> {
+    let offer = Offer {
+        wayland: flags.wayland_socket.clone(),
+        capsets: flags.capsets.clone(),
+    };
+    if offer.is_empty() {
+        return Ok(None);
+    }
+    let renderers = Renderers::start(offer)?;
+    for capset in renderers.capsets() {
+        log::info!("capset {}: {}, by rutabaga", capset.id, capset.name());
+    }
+    Ok(Some(renderers))
+}
+
+/// Blobs of other renderers, and 2D resources, are a descriptor each. What a shell gives a process is little.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        log::debug!("the limit of descriptors stays as it is: {error}");
+    }
+}
+
+fn new_gpu(
+    flags: &Serve,
+    host: &Arc<Host>,
+    renderers: Option<&Arc<Renderers>>,
+    waker: Waker,
+) -> std::io::Result<Gpu> {
     let window_mode = match flags.window_mode {
         WindowModeKind::Premapped => WindowMode::Premapped,
         WindowModeKind::OnDemand => WindowMode::OnDemand,
     };
-    Gpu::in_mode(host, flags.capset_id, BlobMem::all(), window_mode, waker)
+    let (id, mode, theirs) = (flags.capset_id, window_mode, Arc::clone(&waker));
+    let mut gpu = Gpu::in_mode(host, id, BlobMem::all(), mode, waker)?;
+    if let Some(renderers) = renderers {
+        gpu = gpu.with_renderers(renderers, theirs);
+    }
+    if let Some(display) = flags.display {
+        gpu = gpu.with_display(display);
+    }
+    Ok(gpu)
 }
 
 fn serve_vmm(
@@ -207,10 +259,9 @@ struct Restored {
 }
 
 fn restore(
-    flags: &Serve,
     path: &Path,
-    host: &Arc<Host>,
     snapshots: &Snapshots,
+    new: impl FnOnce(Waker) -> std::io::Result<Gpu>,
 ) -> Result<Restored, DaemonError> {
     let start = Instant::now();
     let waker = Arc::<OnceLock<Waker>>::default();
@@ -220,7 +271,7 @@ fn restore(
             waker();
         }
     });
-    let mut gpu = new_gpu(flags, host, relay).map_err(|e| DaemonError::System("a device", e))?;
+    let mut gpu = new(relay).map_err(|e| DaemonError::System("a device", e))?;
     let held = snapshot::restore_file(&mut gpu, path).map_err(|error| DaemonError::Restore {
         path: path.to_owned(),
         error,

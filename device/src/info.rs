@@ -1,6 +1,9 @@
 //! `hostblobd info`: what this host can offer, and how a VMM loads it.
 
 use hostblob_allocator::provider;
+use hostblob_protocol::DEFAULT_CAPSET_ID;
+
+use crate::gpu::renderers;
 
 /// How QEMU loads the device: machine and memory that it can share, and the device itself.
 pub const QEMU_VFIO_USER: &str = "\
@@ -22,16 +25,28 @@ qemu-system-x86_64 -M q35,memory-backend=mem \\
 /// How crosvm loads it.
 pub const CROSVM: &str = "crosvm run --vhost-user gpu,socket=SOCKET,max-queue-size=256 ...";
 
+/// What guests can make contexts of.
+fn capsets() -> String {
+    let built_in = match renderers::BUILT_IN {
+        [] => "none in this build".to_owned(),
+        names => names.join(", "),
+    };
+    format!(
+        "capsets: {DEFAULT_CAPSET_ID} (hostblob; --capset-id); 5 (cross-domain) with --wayland-socket; with --capsets: {built_in}"
+    )
+}
+
 /// The report, several lines.
 pub fn report() -> String {
     let vhost_user = "hostblobd --transport vhost-user --socket-path SOCKET";
     format!(
-        "{}\n\
+        "{}\n{}\n\n\
          QEMU 10.1 or newer, with hostblobd --socket-path SOCKET:\n\n{QEMU_VFIO_USER}\n\n\
          cloud-hypervisor, with hostblobd --socket-path SOCKET:\n\n{CLOUD_HYPERVISOR}\n\n\
          QEMU 11 or newer, with {vhost_user}:\n\n{QEMU_VHOST_USER}\n\n\
          crosvm, with {vhost_user}:\n\n{CROSVM}\n",
-        provider::inventory()
+        provider::inventory(),
+        capsets(),
     )
 }
 

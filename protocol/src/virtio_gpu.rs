@@ -1,4 +1,4 @@
-//! The virtio-gpu commands of a blob device, as the virtio 1.3 specification lays them out (5.7.6.7 to 5.7.6.9, "Device
+//! The virtio-gpu commands, as the virtio 1.3 specification lays them out (5.7.6.7 to 5.7.6.9, "Device
 //! Operation"), for both ends: the device decodes them, the local-socket client makes them.
 //!
 //! A command is a [`CtrlHdr`] and the structure of its type, a response likewise. The structures here come after the
@@ -118,6 +118,21 @@ pub mod map_cache {
     }
 }
 
+/// `virtio_gpu_formats`: bytes of a pixel in the order in which they are in memory.
+#[allow(missing_docs, reason = "the names are those of the specification")]
+pub mod format {
+    numbers! {
+        B8G8R8A8_UNORM = 1,
+        B8G8R8X8_UNORM = 2,
+        A8R8G8B8_UNORM = 3,
+        X8R8G8B8_UNORM = 4,
+        R8G8B8A8_UNORM = 67,
+        X8B8G8R8_UNORM = 68,
+        A8B8G8R8_UNORM = 121,
+        R8G8B8X8_UNORM = 134,
+    }
+}
+
 macro_rules! wire {
     ($($(#[$meta:meta])* $name:ident: $size:literal { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* })+) => { $(
         $(#[$meta])*
@@ -165,6 +180,19 @@ wire! {
     MapInfo: 8 { map_info: U32, padding: U32, }
     /// `virtio_gpu_rect`.
     Rect: 16 { x: U32, y: U32, width: U32, height: U32, }
+    /// `virtio_gpu_resource_create_2d`.
+    ResourceCreate2d: 16 { resource_id: U32, format: U32, width: U32, height: U32, }
+    /// `virtio_gpu_resource_create_3d`.
+    ResourceCreate3d: 48 {
+        resource_id: U32, target: U32, format: U32, bind: U32, width: U32, height: U32, depth: U32, array_size: U32,
+        last_level: U32, nr_samples: U32, flags: U32, padding: U32,
+    }
+    /// `virtio_gpu_transfer_to_host_2d`: `offset` is where the rectangle begins in the guest's pages.
+    TransferToHost2d: 32 { r: Rect, offset: U64, resource_id: U32, padding: U32, }
+    /// `virtio_gpu_set_scanout`; resource 0 shows nothing.
+    SetScanout: 24 { r: Rect, scanout_id: U32, resource_id: U32, }
+    /// `virtio_gpu_resource_flush`.
+    ResourceFlush: 24 { r: Rect, resource_id: U32, padding: U32, }
     /// `virtio_gpu_display_one`.
     DisplayOne: 24 { r: Rect, enabled: U32, flags: U32, }
     /// `virtio_gpu_config`, with the field of [`F_BLOB_ALIGNMENT`] and one that keeps the size a multiple of 8.

@@ -6,6 +6,7 @@
 //! | [`peer`] | what does another process do meanwhile? |
 //! | [`exports`] | what do processes beside the daemon see? |
 //! | [`raw`] | what does the kernel offer without our library? |
+//! | [`cross_domain`], [`wayland`] | what does a Wayland client need, and do? |
 //! | [`report`] | how does a program in the guest tell the harness? |
 //! | [`latency`] | how long does it take? |
 //!
@@ -20,6 +21,7 @@
     reason = "tests: what does not hold must stop them, and the sizes are their own"
 )]
 
+pub mod cross_domain;
 pub mod exports;
 pub mod latency;
 pub mod pattern;
@@ -27,3 +29,4 @@ pub mod peer;
 pub mod raw;
 pub mod report;
 pub mod scenario;
+pub mod wayland;

@@ -3,7 +3,7 @@
 //! Written from include/uapi/drm/virtgpu_drm.h, apart from `hostblob_guest`, so that a mistake there does not hide here.
 
 use std::ffi::c_void;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::ptr::NonNull;
 
@@ -15,9 +15,22 @@ use rustix::mm::{MapFlags, ProtFlags};
 /// hostblob's capset id.
 pub const CAPSET_ID: u64 = hostblob_guest::protocol::DEFAULT_CAPSET_ID as u64;
 
-const BLOB_MEM_HOST3D: u32 = 2;
+/// `VIRTGPU_BLOB_MEM_GUEST`.
+pub const BLOB_MEM_GUEST: u32 = 1;
+/// `VIRTGPU_BLOB_MEM_HOST3D`.
+pub const BLOB_MEM_HOST3D: u32 = 2;
 const BLOB_MEM_HOST3D_GUEST: u32 = 3;
-const USE_MAPPABLE: u32 = 1;
+/// `VIRTGPU_BLOB_FLAG_USE_MAPPABLE`.
+pub const USE_MAPPABLE: u32 = 1;
+/// `VIRTGPU_BLOB_FLAG_USE_SHAREABLE`.
+pub const USE_SHAREABLE: u32 = 2;
+
+/// `VIRTGPU_CONTEXT_PARAM_CAPSET_ID`.
+pub const PARAM_CAPSET_ID: u64 = 1;
+/// `VIRTGPU_CONTEXT_PARAM_NUM_RINGS`.
+pub const PARAM_NUM_RINGS: u64 = 2;
+/// `VIRTGPU_CONTEXT_PARAM_POLL_RINGS_MASK`.
+pub const PARAM_POLL_RINGS_MASK: u64 = 3;
 
 #[derive(Debug, Default)]
 #[repr(C)]
@@ -82,6 +95,84 @@ struct Transfer {
     layer_stride: u32,
 }
 
+#[derive(Debug, Default)]
+#[repr(C)]
+struct Prime {
+    handle: u32,
+    flags: u32,
+    fd: i32,
+}
+
+#[derive(Debug, Default)]
+#[repr(C)]
+struct ResourceInfo {
+    bo_handle: u32,
+    res_handle: u32,
+    size: u32,
+    blob_mem: u32,
+}
+
+#[derive(Debug, Default)]
+#[repr(C)]
+struct Execute {
+    flags: u32,
+    size: u32,
+    command: u64,
+    bo_handles: u64,
+    num_bo_handles: u32,
+    fence_fd: i32,
+    ring: u32,
+    syncobj_stride: u32,
+    num_in_syncobjs: u32,
+    num_out_syncobjs: u32,
+    in_syncobjs: u64,
+    out_syncobjs: u64,
+}
+
+#[derive(Debug, Default)]
+#[repr(C)]
+struct Create3d {
+    target: u32,
+    format: u32,
+    bind: u32,
+    width: u32,
+    height: u32,
+    depth: u32,
+    array_size: u32,
+    last_level: u32,
+    nr_samples: u32,
+    flags: u32,
+    bo_handle: u32,
+    res_handle: u32,
+    size: u32,
+    stride: u32,
+}
+
+#[derive(Debug, Default)]
+#[repr(C)]
+struct CreateDumb {
+    height: u32,
+    width: u32,
+    bpp: u32,
+    flags: u32,
+    handle: u32,
+    pitch: u32,
+    size: u64,
+}
+
+/// `VIRGL_FORMAT_R8_UNORM` and `VIRGL_BIND_VERTEX_BUFFER`.
+const FORMAT_R8_UNORM: u32 = 64;
+const BIND_VERTEX_BUFFER: u32 = 1 << 4;
+
+/// `VIRTGPU_EXECBUF_RING_IDX`.
+const EXECUTE_ON_RING: u32 = 4;
+
+const EXECBUFFER: Opcode = opcode::read_write::<Execute>(b'd', 0x42);
+const CREATE_3D: Opcode = opcode::read_write::<Create3d>(b'd', 0x44);
+const RESOURCE_INFO: Opcode = opcode::read_write::<ResourceInfo>(b'd', 0x45);
+const PRIME_HANDLE_TO_FD: Opcode = opcode::read_write::<Prime>(b'd', 0x2d);
+const PRIME_FD_TO_HANDLE: Opcode = opcode::read_write::<Prime>(b'd', 0x2e);
+const CREATE_DUMB: Opcode = opcode::read_write::<CreateDumb>(b'd', 0xb2);
 const GEM_CLOSE: Opcode = opcode::write::<GemClose>(b'd', 0x09);
 const MAP: Opcode = opcode::read_write::<Map>(b'd', 0x41);
 const TRANSFER_FROM_HOST: Opcode = opcode::read_write::<Transfer>(b'd', 0x46);
@@ -119,9 +210,16 @@ pub struct Node(OwnedFd);
 pub struct RawBlob {
     /// GEM handle.
     pub handle: u32,
+    /// The device's resource id.
+    pub resource: u32,
     /// Bytes.
     pub size: u64,
 }
+
+// SAFETY: the range belongs to the process; all access is by volatile words and copies, since the host writes too.
+unsafe impl Send for Mapped {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Mapped {}
 
 /// Mapped bytes of a blob. Unmapped on drop.
 #[derive(Debug)]
@@ -133,6 +231,18 @@ pub struct Mapped {
 impl Node {
     /// A context of our capset on the first node that takes one.
     pub fn open() -> Result<Self> {
+        Self::open_with(&[(PARAM_CAPSET_ID, CAPSET_ID)])
+    }
+
+    /// A primary node, for mode setting. It has no context.
+    pub fn open_card() -> Result<Self> {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        let card = rustix::fs::open("/dev/dri/card0", flags, Mode::empty());
+        Ok(Self(card.context("/dev/dri/card0")?))
+    }
+
+    /// A context with these parameters on the first node that takes one.
+    pub fn open_with(parameters: &[(u64, u64)]) -> Result<Self> {
         let mut nodes: Vec<PathBuf> = std::fs::read_dir("/dev/dri")
             .context("/dev/dri")?
             .filter_map(|entry| Some(entry.ok()?.path()))
@@ -142,20 +252,18 @@ impl Node {
         for path in &nodes {
             let fd = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
             let node = Self(fd);
-            let param = SetParam {
-                param: 1,
-                value: CAPSET_ID,
-            };
+            let set = |&(param, value): &_| SetParam { param, value };
+            let params: Vec<SetParam> = parameters.iter().map(set).collect();
             let mut init = ContextInit {
-                num_params: 1,
+                num_params: u32::try_from(params.len())?,
                 pad: 0,
-                params: std::ptr::from_ref(&param).expose_provenance() as u64,
+                params: params.as_ptr().expose_provenance() as u64,
             };
             if node.call(CONTEXT_INIT, &mut init).is_ok() {
                 return Ok(node);
             }
         }
-        bail!("no render node takes a context of capset {CAPSET_ID}: {nodes:?}")
+        bail!("no render node takes a context of {parameters:?}: {nodes:?}")
     }
 
     fn call<T>(&self, opcode: Opcode, argument: &mut T) -> Result<(), rustix::io::Errno> {
@@ -180,18 +288,113 @@ impl Node {
     }
 
     fn create_in(&self, blob_mem: u32, size: u64) -> Result<RawBlob> {
+        self.create_blob(blob_mem, USE_MAPPABLE, size, 0)
+    }
+
+    /// RESOURCE_CREATE_BLOB.
+    pub fn create_blob(
+        &self,
+        blob_mem: u32,
+        blob_flags: u32,
+        size: u64,
+        blob_id: u64,
+    ) -> Result<RawBlob> {
         let mut create = CreateBlob {
             blob_mem,
-            blob_flags: USE_MAPPABLE,
+            blob_flags,
             size,
+            blob_id,
             ..CreateBlob::default()
         };
         self.call(CREATE_BLOB, &mut create)
             .context("RESOURCE_CREATE_BLOB")?;
         Ok(RawBlob {
             handle: create.bo_handle,
+            resource: create.res_handle,
             size,
         })
+    }
+
+    /// PRIME_HANDLE_TO_FD: the blob as a dma-buf.
+    pub fn export(&self, blob: &RawBlob) -> Result<OwnedFd> {
+        let mut prime = Prime {
+            handle: blob.handle,
+            flags: OFlags::CLOEXEC.bits() | OFlags::RDWR.bits(),
+            fd: -1,
+        };
+        self.call(PRIME_HANDLE_TO_FD, &mut prime)
+            .context("PRIME_HANDLE_TO_FD")?;
+        // SAFETY: the kernel has just made it for us.
+        Ok(unsafe { OwnedFd::from_raw_fd(prime.fd) })
+    }
+
+    /// PRIME_FD_TO_HANDLE and RESOURCE_INFO: the device's resource id of a dma-buf.
+    pub fn resource_of(&self, descriptor: BorrowedFd<'_>) -> Result<u32> {
+        let mut prime = Prime {
+            fd: descriptor.as_raw_fd(),
+            ..Prime::default()
+        };
+        self.call(PRIME_FD_TO_HANDLE, &mut prime)
+            .context("PRIME_FD_TO_HANDLE")?;
+        let mut info = ResourceInfo {
+            bo_handle: prime.handle,
+            ..ResourceInfo::default()
+        };
+        self.call(RESOURCE_INFO, &mut info)
+            .context("RESOURCE_INFO")?;
+        Ok(info.res_handle)
+    }
+
+    /// EXECBUFFER: SUBMIT_3D, on a ring where one is given. The ring's fence comes as an event of the node, if the context polls that ring.
+    pub fn submit(&self, command: &[u8], ring: Option<u32>) -> Result<()> {
+        let mut execute = Execute {
+            flags: ring.map_or(0, |_| EXECUTE_ON_RING),
+            size: u32::try_from(command.len())?,
+            command: command.as_ptr().expose_provenance() as u64,
+            fence_fd: -1,
+            ring: ring.unwrap_or(0),
+            ..Execute::default()
+        };
+        self.call(EXECBUFFER, &mut execute).context("EXECBUFFER")
+    }
+
+    /// RESOURCE_CREATE: a 3D resource of a context of virgl, a buffer of so many bytes.
+    pub fn create_3d_buffer(&self, bytes: u32) -> Result<RawBlob> {
+        let mut create = Create3d {
+            format: FORMAT_R8_UNORM,
+            bind: BIND_VERTEX_BUFFER,
+            width: bytes,
+            height: 1,
+            depth: 1,
+            array_size: 1,
+            size: bytes,
+            ..Create3d::default()
+        };
+        self.call(CREATE_3D, &mut create)
+            .context("RESOURCE_CREATE")?;
+        Ok(RawBlob {
+            handle: create.bo_handle,
+            resource: create.res_handle,
+            size: bytes.into(),
+        })
+    }
+
+    /// MODE_CREATE_DUMB: a 2D resource of 32 bits per pixel, on a primary node; how long its rows are.
+    pub fn create_dumb(&self, width: u32, height: u32) -> Result<(RawBlob, u32)> {
+        let mut dumb = CreateDumb {
+            width,
+            height,
+            bpp: 32,
+            ..CreateDumb::default()
+        };
+        self.call(CREATE_DUMB, &mut dumb)
+            .context("MODE_CREATE_DUMB")?;
+        let blob = RawBlob {
+            handle: dumb.handle,
+            resource: 0,
+            size: dumb.size,
+        };
+        Ok((blob, dumb.pitch))
     }
 
     /// MAP and mmap: waits until the host has mapped it.
@@ -267,7 +470,21 @@ impl Node {
     }
 }
 
+impl AsFd for Node {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 impl Mapped {
+    /// Copies bytes out.
+    pub fn read(&self, offset: usize, into: &mut [u8]) {
+        assert!(offset + into.len() <= self.size);
+        let from = self.address.as_ptr().cast::<u8>().wrapping_add(offset);
+        // SAFETY: in bounds by the assertion, and mapped until drop. The host has signalled that it is done with them.
+        unsafe { std::ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len()) };
+    }
+
     /// 64-bit words.
     pub fn words(&self) -> usize {
         self.size / 8

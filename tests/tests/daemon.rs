@@ -72,6 +72,18 @@ fn wrong_flags_are_one_clear_line() {
     );
     let vmm = ["--socket-path", &socket, "--transport", "carrier-pigeon"];
     refuses(&vmm, "error:");
+    for (flag, value, said) in [
+        (
+            "--wayland-socket",
+            "/nonexistent/wayland-0",
+            "no compositor answers",
+        ),
+        ("--capsets", "nonsense", "docs/renderers.md"),
+        ("--display", "1920", "1920x1080"),
+    ] {
+        refuses(&["--socket-path", &socket, flag, value], said);
+        refuses(&with(&[flag, value]), "error:");
+    }
     let on_demand = ["--window-mode", "on-demand"];
     refuses(&with(&on_demand), "--transport vhost-user");
     let vmm = ["--socket-path", &socket, "--provider", "system"];

@@ -25,5 +25,6 @@ mod daemon;
 mod driver;
 mod exports;
 mod lifecycle;
+mod renderers;
 mod socket;
 mod vm;

@@ -42,6 +42,12 @@ const VALIDATION: &[Need] = &[Need {
     files: &["/usr/share/vulkan/explicit_layer.d/*validation*.json"],
 }];
 
+/// A compositor without a screen, for the clients of a guest.
+const COMPOSITOR: &[Need] = &[Need {
+    package: "weston",
+    files: &["/usr/bin/weston"],
+}];
+
 /// How much of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Extent {
@@ -53,15 +59,14 @@ pub enum Extent {
 
 /// Installs what is missing, with apt-get when allowed; else says which line to run.
 pub fn ensure(extent: Extent) -> Result<()> {
-    let layers = if extent == Extent::Test {
-        VALIDATION
-    } else {
-        &[]
+    let tests: &[&[Need]] = match extent {
+        Extent::Test => &[VALIDATION, COMPOSITOR],
+        Extent::Run => &[],
     };
     let missing: Vec<&str> = VULKAN
         .iter()
         .chain(GL)
-        .chain(layers)
+        .chain(tests.iter().copied().flatten())
         .filter(|need| !need.files.iter().any(|pattern| exists(pattern)))
         .map(|need| need.package)
         .collect();

@@ -160,6 +160,15 @@ impl Guest {
         Ok(())
     }
 
+    /// The guest's pages that a blob is made of, where it is made of nothing else.
+    pub fn guest_pieces(&self, resource_id: u32) -> Option<&[Piece]> {
+        let key = self.blobs.get(&resource_id)?.memory?;
+        match &self.memories.get(&key)?.home {
+            Home::Pages(pages) => Some(&pages.pieces),
+            _ => None,
+        }
+    }
+
     /// TRANSFER_TO_HOST_3D (`to_host`) or TRANSFER_FROM_HOST_3D of a `BLOB_MEM_HOST3D_GUEST`, on `ring` of the context.
     pub fn transfer(
         &mut self,

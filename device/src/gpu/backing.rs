@@ -103,7 +103,9 @@ impl Backings {
 
     /// The guest's memory is `pages` now.
     pub(super) fn changed(&self, guest: &mut Guest, pages: &dyn GuestPages) {
-        for (&resource, entries) in &self.0 {
+        let ours = |(resource, _): &(&u32, _)| guest.has_resource(**resource);
+        let ours: Vec<_> = self.0.iter().filter(ours).collect();
+        for (&resource, entries) in ours {
             let found = pieces(entries, pages);
             if let Err(fault) = &found {
                 log::warn!("resource {resource} has lost its pages: {fault}");

@@ -1,18 +1,19 @@
 //! Decodes the commands of virtio 1.3, 5.7.6.8 to 5.7.6.10, and executes them: one match, each arm one call.
 
-use hostblob_allocator::{BlobSpec, Fence, Mapping, Transfer};
-use hostblob_capset::WindowMode;
+use hostblob_allocator::{BlobSpec, Fence, Transfer};
 use hostblob_protocol::virtio_gpu::{
-    CapsetInfo, CmdSubmit, CtrlHdr, CtxCreate, DisplayOne, F_BLOB_ALIGNMENT, F_CONTEXT_INIT,
-    F_RESOURCE_BLOB, F_RESOURCE_UUID, F_VIRGL, FLAG_INFO_RING_IDX, GetCapset, GetCapsetInfo,
-    MAX_RINGS, MAX_SCANOUTS, MapInfo, ResourceAttachBacking, ResourceCreateBlob, ResourceMapBlob,
-    ResourceOnly, ResourceUuid, TransferHost3d, cmd, resp,
+    CapsetInfo, CmdSubmit, CtrlHdr, CtxCreate, F_BLOB_ALIGNMENT, F_CONTEXT_INIT, F_RESOURCE_BLOB,
+    F_RESOURCE_UUID, F_VIRGL, FLAG_INFO_RING_IDX, GetCapset, GetCapsetInfo, MAX_RINGS, MapInfo,
+    ResourceAttachBacking, ResourceCreate2d, ResourceCreate3d, ResourceCreateBlob, ResourceFlush,
+    ResourceMapBlob, ResourceOnly, ResourceUuid, SetScanout, TransferHost3d, TransferToHost2d, cmd,
+    resp,
 };
+use zerocopy::FromBytes;
 use zerocopy::byteorder::little_endian::U32;
-use zerocopy::{FromBytes, FromZeros};
 
 use super::backing::{self, GuestPages};
 use super::fault::Fault;
+use super::renderers::{Capset, Renderer};
 use super::response::Response;
 use super::{Gpu, WindowChange};
 
@@ -22,9 +23,6 @@ pub(super) const FEATURES: u64 = 1 << F_VIRGL
     | 1 << F_RESOURCE_BLOB
     | 1 << F_CONTEXT_INIT
     | 1 << F_BLOB_ALIGNMENT;
-
-/// Low byte of `virtio_gpu_ctx_create.context_init`.
-const CONTEXT_INIT_CAPSET_ID_MASK: u32 = 0xff;
 
 /// Mask of the one version of our capset.
 const CAPSET_MAX_VERSION: u32 = hostblob_capset::VERSION;
@@ -53,90 +51,113 @@ impl Gpu {
         let context = header.ctx_id.get();
         let done = || Response::new(header, resp::OK_NODATA, &());
         match header.cmd_type.get() {
-            cmd::GET_DISPLAY_INFO => Ok(display_info(header)),
+            cmd::GET_DISPLAY_INFO => {
+                let modes = self.images.display_info();
+                Ok(Response::new(header, resp::OK_DISPLAY_INFO, &modes))
+            }
             cmd::GET_CAPSET_INFO => self.capset_info(header, bytes),
             cmd::GET_CAPSET => self.capset(header, bytes),
             cmd::CTX_CREATE => self.create_context(context, bytes).map(|()| done()),
-            cmd::CTX_DESTROY => Ok(self.guest.destroy_context(context).map(|()| done())?),
-            cmd::CTX_ATTACH_RESOURCE => Ok(self
-                .guest
+            cmd::CTX_DESTROY => self.destroy_context(context).map(|()| done()),
+            cmd::CTX_ATTACH_RESOURCE => self
                 .attach_resource(context, resource_id(bytes)?)
-                .map(|()| done())?),
-            cmd::CTX_DETACH_RESOURCE => Ok(self
-                .guest
+                .map(|()| done()),
+            cmd::CTX_DETACH_RESOURCE => self
                 .detach_resource(context, resource_id(bytes)?)
-                .map(|()| done())?),
+                .map(|()| done()),
             cmd::SUBMIT_3D => self.submit(header, bytes).map(|()| done()),
+            cmd::RESOURCE_CREATE_2D => self.create_2d(bytes).map(|()| done()),
+            cmd::RESOURCE_CREATE_3D => self.create_3d(bytes).map(|()| done()),
             cmd::RESOURCE_CREATE_BLOB => self.create_blob(context, bytes, pages).map(|()| done()),
             cmd::RESOURCE_MAP_BLOB => self.map_blob(header, bytes),
             cmd::RESOURCE_UNMAP_BLOB => {
                 let resource = resource_id(bytes)?;
                 let mapping = self.mapping(resource);
-                self.guest.unmap_blob(resource)?;
+                self.unmap_resource(resource)?;
                 self.window_change = mapping.map(WindowChange::Unmap);
                 Ok(done())
             }
             cmd::RESOURCE_UNREF => {
                 let resource = resource_id(bytes)?;
                 let mapping = self.mapping(resource);
-                until.join(self.guest.unref(resource)?);
+                until.join(self.unref(resource)?);
                 self.window_change = mapping.map(WindowChange::Unmap);
-                self.backings.remove(resource);
                 Ok(done())
             }
             cmd::RESOURCE_ATTACH_BACKING => self.attach_backing(bytes, pages).map(|()| done()),
             cmd::RESOURCE_DETACH_BACKING => {
-                let resource = resource_id(bytes)?;
-                until.join(self.guest.detach_backing(resource)?);
-                self.backings.remove(resource);
+                until.join(self.detach_backing(resource_id(bytes)?)?);
                 Ok(done())
             }
             cmd::TRANSFER_TO_HOST_3D | cmd::TRANSFER_FROM_HOST_3D => {
                 self.transfer(header, bytes).map(|()| done())
             }
             cmd::RESOURCE_ASSIGN_UUID => self.assign_uuid(header, bytes),
-            cmd::RESOURCE_FLUSH | cmd::TRANSFER_TO_HOST_2D => {
-                Err(self.not_on_a_blob(header, bytes))
+            cmd::TRANSFER_TO_HOST_2D => {
+                let (asked, _) = body::<TransferToHost2d>(bytes)?;
+                self.check_2d(asked.resource_id.get())?;
+                self.images.transfer(&asked).map(|()| done())
             }
-            cmd::SET_SCANOUT | cmd::SET_SCANOUT_BLOB => Err(scanout(bytes, 16)),
-            cmd::UPDATE_CURSOR | cmd::MOVE_CURSOR => Err(scanout(bytes, 0)),
+            cmd::RESOURCE_FLUSH => {
+                let (asked, _) = body::<ResourceFlush>(bytes)?;
+                self.check_2d(asked.resource_id.get())?;
+                self.images.flush(&asked).map(|()| done())
+            }
+            cmd::SET_SCANOUT => {
+                let (asked, _) = body::<SetScanout>(bytes)?;
+                self.images.set_scanout(&asked).map(|()| done())
+            }
+            cmd::SET_SCANOUT_BLOB => {
+                self.images.check_scanout(field(bytes, 16)?)?;
+                Err(Fault::NotServed)
+            }
+            // Who looks at a screen of this device has a pointer of its own.
+            cmd::UPDATE_CURSOR | cmd::MOVE_CURSOR => {
+                self.images.check_scanout(field(bytes, 0)?).map(|()| done())
+            }
             _ => Err(Fault::NotServed),
         }
     }
 
+    /// Ours is the first, then those of other renderers.
     fn capset_info(&self, header: &CtrlHdr, bytes: &[u8]) -> Result<Response, Fault> {
-        let (asked, _) = body::<GetCapsetInfo>(bytes)?;
-        if asked.capset_index.get() != 0 {
-            return Err(Fault::Field {
-                field: "capset_index",
-                value: asked.capset_index.get().into(),
-                expected: "0: there is one capset",
-            });
-        }
-        let size = u32::try_from(self.capset.len()).unwrap_or(u32::MAX);
+        let index = body::<GetCapsetInfo>(bytes)?.0.capset_index.get();
+        let ours = Capset {
+            id: self.capset_id,
+            max_version: CAPSET_MAX_VERSION,
+            max_size: u32::try_from(self.capset.len()).unwrap_or(u32::MAX),
+        };
+        let others = self.renderer.as_ref().map(Renderer::capsets);
+        let mut all = std::iter::once(&ours).chain(others.into_iter().flatten());
+        let at = usize::try_from(index).unwrap_or(usize::MAX);
+        let capset = all.nth(at).ok_or(Fault::Field {
+            field: "capset_index",
+            value: index.into(),
+            expected: "less than num_capsets",
+        })?;
         let info = CapsetInfo {
-            capset_id: U32::new(self.capset_id),
-            capset_max_version: U32::new(CAPSET_MAX_VERSION),
-            capset_max_size: U32::new(size),
+            capset_id: U32::new(capset.id),
+            capset_max_version: U32::new(capset.max_version),
+            capset_max_size: U32::new(capset.max_size),
             padding: U32::ZERO,
         };
         Ok(Response::new(header, resp::OK_CAPSET_INFO, &info))
     }
 
-    fn capset(&self, header: &CtrlHdr, bytes: &[u8]) -> Result<Response, Fault> {
+    fn capset(&mut self, header: &CtrlHdr, bytes: &[u8]) -> Result<Response, Fault> {
         let (asked, _) = body::<GetCapset>(bytes)?;
-        if asked.capset_id.get() != self.capset_id {
-            return Err(Fault::Field {
-                field: "capset_id",
-                value: asked.capset_id.get().into(),
-                expected: "the id that GET_CAPSET_INFO names",
-            });
+        let id = asked.capset_id.get();
+        if id == self.capset_id {
+            let ours = self.capset.as_slice();
+            return Ok(Response::new(header, resp::OK_CAPSET, ours));
         }
-        Ok(Response::new(
-            header,
-            resp::OK_CAPSET,
-            self.capset.as_slice(),
-        ))
+        let theirs = self.renderer_of_capset(id).ok_or(Fault::Field {
+            field: "capset_id",
+            value: id.into(),
+            expected: "an id that GET_CAPSET_INFO names",
+        })?;
+        let theirs = theirs.capset(id, asked.capset_version.get())?;
+        Ok(Response::new(header, resp::OK_CAPSET, theirs.as_slice()))
     }
 
     fn create_context(&mut self, context: u32, bytes: &[u8]) -> Result<(), Fault> {
@@ -149,21 +170,19 @@ impl Gpu {
                 value: asked.nlen.get().into(),
                 expected: "at most 64",
             })?;
-        let capset_id = asked.context_init.get() & CONTEXT_INIT_CAPSET_ID_MASK;
-        if capset_id != self.capset_id {
-            return Err(Fault::Field {
-                field: "context_init",
-                value: capset_id.into(),
-                expected: "the id of our capset",
-            });
-        }
-        Ok(self.guest.create_context(context, &printable(name))?)
+        self.make_context(context, asked.context_init.get(), printable(name))
     }
 
     fn submit(&mut self, header: &CtrlHdr, bytes: &[u8]) -> Result<(), Fault> {
         let data = envelope(bytes)?;
-        let ring = ring(header)?;
-        Ok(self.guest.submit(header.ctx_id.get(), ring, data)?)
+        let (context, ring) = (header.ctx_id.get(), ring(header)?);
+        if self.images.has_context(context) {
+            return Err(Fault::NotServed);
+        }
+        match self.renderer_of(context) {
+            Some(theirs) => theirs.submit(context, data),
+            None => Ok(self.guest.submit(context, ring, data)?),
+        }
     }
 
     fn create_blob(
@@ -180,28 +199,29 @@ impl Gpu {
             blob_id: asked.blob_id.get(),
             size: asked.size.get(),
         };
-        if asked.nr_entries.get() == 0 {
-            return Ok(self.guest.create_blob(context, &spec, None)?);
-        }
-        let entries = backing::entries(rest, asked.nr_entries.get())?;
-        let backing = backing::pieces(&entries, pages)?;
-        self.guest.create_blob(context, &spec, Some(backing))?;
-        self.backings.insert(spec.resource_id, entries);
-        Ok(())
+        let count = asked.nr_entries.get();
+        let entries = if count == 0 {
+            None
+        } else {
+            Some(backing::entries(rest, count)?)
+        };
+        self.make_blob(context, &spec, entries, pages)
     }
 
     fn attach_backing(&mut self, bytes: &[u8], pages: &dyn GuestPages) -> Result<(), Fault> {
         let (asked, rest) = body::<ResourceAttachBacking>(bytes)?;
-        let resource = asked.resource_id.get();
         let entries = backing::entries(rest, asked.nr_entries.get())?;
-        let backing = backing::pieces(&entries, pages)?;
-        self.guest.attach_backing(resource, backing)?;
-        self.backings.insert(resource, entries);
-        Ok(())
+        self.attach_pages(asked.resource_id.get(), entries, pages)
     }
 
     fn transfer(&mut self, header: &CtrlHdr, bytes: &[u8]) -> Result<(), Fault> {
         let (asked, _) = body::<TransferHost3d>(bytes)?;
+        let to_host = header.cmd_type.get() == cmd::TRANSFER_TO_HOST_3D;
+        let (context, ring) = (header.ctx_id.get(), ring(header)?);
+        let resource = asked.resource_id.get();
+        if let Some(theirs) = self.renderer_of_resource(resource) {
+            return theirs.transfer(context, resource, to_host, transfer_3d(&asked));
+        }
         if asked.level.get() != 0 {
             return Err(Fault::Field {
                 field: "level",
@@ -220,9 +240,6 @@ impl Gpu {
             stride: asked.stride.get().into(),
             layer_stride: asked.layer_stride.get().into(),
         };
-        let to_host = header.cmd_type.get() == cmd::TRANSFER_TO_HOST_3D;
-        let (context, ring) = (header.ctx_id.get(), ring(header)?);
-        let resource = asked.resource_id.get();
         Ok(self
             .guest
             .transfer(context, ring, resource, to_host, &transfer)?)
@@ -242,7 +259,7 @@ impl Gpu {
             return Err(Fault::NoWindow);
         }
         let resource = asked.resource_id.get();
-        let mapped = self.guest.map_blob(resource, asked.offset.get())?;
+        let mapped = self.map_resource(resource, asked.offset.get())?;
         self.window_change = self.mapping(resource).map(WindowChange::Map);
         let info = MapInfo {
             map_info: U32::new(mapped.map_info),
@@ -251,38 +268,54 @@ impl Gpu {
         Ok(Response::new(header, resp::OK_MAP_INFO, &info))
     }
 
-    /// What the guest reaches where a blob is mapped, if somebody has to know.
-    fn mapping(&self, resource: u32) -> Option<Mapping> {
-        match self.window_mode() {
-            WindowMode::Premapped => None,
-            WindowMode::OnDemand => self.guest.mapping(resource),
-        }
-    }
-
     /// Takes back what a RESOURCE_MAP_BLOB did, which the transport cannot make true. The blob keeps its bytes.
     pub(super) fn take_back_map(&mut self, bytes: &[u8]) {
         if let Ok((asked, _)) = body::<ResourceMapBlob>(bytes) {
             // It was mapped just now.
-            let _ = self.guest.unmap_blob(asked.resource_id.get());
+            let _ = self.unmap_resource(asked.resource_id.get());
         }
     }
 
-    /// Commands on 2D resources and scanouts, which no blob is. All begin with a rectangle and have a resource id after it.
-    fn not_on_a_blob(&self, header: &CtrlHdr, bytes: &[u8]) -> Fault {
-        let at = match header.cmd_type.get() {
-            cmd::TRANSFER_TO_HOST_2D => 24,
-            _ => 16,
+    fn create_2d(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+        let (asked, _) = body::<ResourceCreate2d>(bytes)?;
+        self.check_free(asked.resource_id.get())?;
+        self.images.create(&asked)
+    }
+
+    fn create_3d(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+        let (asked, _) = body::<ResourceCreate3d>(bytes)?;
+        let theirs = self.renderer.as_ref().filter(|theirs| theirs.has_3d());
+        theirs.ok_or(Fault::NotServed)?;
+        let resource = asked.resource_id.get();
+        self.check_free(resource)?;
+        let theirs = self.renderer.as_mut();
+        let create = rutabaga_gfx::ResourceCreate3D {
+            target: asked.target.get(),
+            format: asked.format.get(),
+            bind: asked.bind.get(),
+            width: asked.width.get(),
+            height: asked.height.get(),
+            depth: asked.depth.get(),
+            array_size: asked.array_size.get(),
+            last_level: asked.last_level.get(),
+            nr_samples: asked.nr_samples.get(),
+            flags: asked.flags.get(),
         };
-        match field(bytes, at) {
-            Err(fault) => fault,
-            Ok(id) if !self.guest.has_resource(id) => {
-                hostblob_allocator::Error::UnknownResource(id).into()
-            }
-            Ok(id) => Fault::Field {
+        theirs.ok_or(Fault::NotServed)?.create_3d(resource, create)
+    }
+
+    /// TRANSFER_TO_HOST_2D and RESOURCE_FLUSH are for 2D resources, which no blob is.
+    fn check_2d(&self, resource: u32) -> Result<(), Fault> {
+        if self.images.has(resource) {
+            Ok(())
+        } else if !self.has_resource(resource) {
+            Err(hostblob_allocator::Error::UnknownResource(resource).into())
+        } else {
+            Err(Fault::Field {
                 field: "resource_id",
-                value: id.into(),
+                value: resource.into(),
                 expected: "a 2D resource, which a blob is not",
-            },
+            })
         }
     }
 }
@@ -303,6 +336,21 @@ pub(super) fn submitted(command: &[u8]) -> Option<(u32, &[u8])> {
     let is_submit = header.cmd_type.get() == cmd::SUBMIT_3D;
     let data = is_submit.then(|| envelope(rest))?;
     Some((header.ctx_id.get(), data.ok()?))
+}
+
+fn transfer_3d(asked: &TransferHost3d) -> rutabaga_gfx::Transfer3D {
+    rutabaga_gfx::Transfer3D {
+        x: asked.x.get(),
+        y: asked.y.get(),
+        z: asked.z.get(),
+        w: asked.w.get(),
+        h: asked.h.get(),
+        d: asked.d.get(),
+        level: asked.level.get(),
+        stride: asked.stride.get(),
+        layer_stride: asked.layer_stride.get(),
+        offset: asked.offset.get(),
+    }
 }
 
 /// The ring whose timeline a command is on.
@@ -329,15 +377,6 @@ fn field(bytes: &[u8], at: usize) -> Result<u32, Fault> {
     let (value, _) =
         U32::read_from_prefix(bytes.get(at..).unwrap_or_default()).map_err(|_| truncated)?;
     Ok(value.get())
-}
-
-fn scanout(bytes: &[u8], at: usize) -> Fault {
-    field(bytes, at).map_or_else(|fault| fault, Fault::NoScanout)
-}
-
-fn display_info(header: &CtrlHdr) -> Response {
-    let modes = <[DisplayOne; MAX_SCANOUTS]>::new_zeroed();
-    Response::new(header, resp::OK_DISPLAY_INFO, &modes)
 }
 
 /// A guest's name, safe for a terminal.

@@ -30,9 +30,21 @@ pub(super) enum Fault {
     /// The transport could not map a blob.
     #[error("the blob is not mapped: {0}")]
     NotMapped(String),
-    /// The device has no scanouts.
-    #[error("scanout {0} does not exist: the device has none")]
+    /// The device has no such scanout.
+    #[error("scanout {0} does not exist: there is scanout 0 with --display, else none")]
     NoScanout(u32),
+    /// What a guest may have at most, beyond its bytes.
+    #[error("{1} {0}, that is the limit")]
+    Limit(&'static str, usize),
+    /// The guest's pages cannot be used.
+    #[error("pages of the guest: {0}")]
+    Pages(String),
+    /// Another renderer refused.
+    #[error("rutabaga: {reason}")]
+    Renderer { response: u32, reason: String },
+    /// Another renderer does not answer.
+    #[error("the renderer is lost: {0}")]
+    RendererLost(&'static str),
     /// The command exists, but no feature that this device offers has it; or it does not exist.
     #[error("the command is not served by this device")]
     NotServed,
@@ -46,9 +58,12 @@ impl Fault {
             Fault::Truncated { .. } | Fault::Field { .. } | Fault::NotMemory { .. } => {
                 resp::ERR_INVALID_PARAMETER
             }
-            Fault::NoWindow | Fault::NotMapped(_) => resp::ERR_OUT_OF_MEMORY,
+            Fault::NoWindow | Fault::NotMapped(_) | Fault::Limit(..) | Fault::Pages(_) => {
+                resp::ERR_OUT_OF_MEMORY
+            }
+            Fault::Renderer { response, .. } => *response,
             Fault::NoScanout(_) => resp::ERR_INVALID_SCANOUT_ID,
-            Fault::NotServed => resp::ERR_UNSPEC,
+            Fault::NotServed | Fault::RendererLost(_) => resp::ERR_UNSPEC,
         }
     }
 }

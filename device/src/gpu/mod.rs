@@ -3,6 +3,9 @@
 //! | file | holds |
 //! |---|---|
 //! | `commands.rs` | decoding and the one match over commands |
+//! | `routing.rs` | who serves what |
+//! | `images.rs` | 2D resources and the screen |
+//! | `renderers/` | contexts that are not ours |
 //! | `backing.rs` | the guest's own pages |
 //! | `fault.rs` | what is wrong, and which error code that is |
 //! | `response.rs` | responses as bytes |
@@ -13,17 +16,18 @@
 mod backing;
 mod commands;
 mod fault;
+mod images;
+pub mod renderers;
 mod response;
+mod routing;
 mod snapshot;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use hostblob_allocator::{Fence, Guest, Host, Mapping};
+use hostblob_allocator::{Guest, Host, Mapping};
 use hostblob_capset::WindowMode;
-use hostblob_protocol::virtio_gpu::{
-    Config, CtrlHdr, FLAG_FENCE, FLAG_INFO_RING_IDX, ResourceCreateBlob, cmd,
-};
+use hostblob_protocol::virtio_gpu::{Config, CtrlHdr, ResourceCreateBlob, cmd};
 use uuid::Uuid;
 use zerocopy::byteorder::little_endian::U32;
 use zerocopy::{FromBytes, IntoBytes};
@@ -31,17 +35,24 @@ use zerocopy::{FromBytes, IntoBytes};
 pub use backing::{GuestPages, NoPages};
 pub use hostblob_allocator::Waker;
 pub use hostblob_capset::BlobMem;
+pub use images::{Display, MAX_IMAGE_PIECES, MAX_IMAGES, MAX_SIDE};
 pub use response::Response;
 pub use snapshot::{RestoreError, SaveError};
 
 use crate::ratelimit::RateLimiter;
 use backing::Backings;
 use fault::Fault;
+use images::Images;
+use renderers::{Renderer, Renderers};
+use routing::Until;
 
 /// One guest's virtio-gpu device: contexts, resources, window.
 #[derive(Debug)]
 pub struct Gpu {
     guest: Guest,
+    images: Images,
+    /// What serves contexts that are not ours.
+    renderer: Option<Renderer>,
     capset: Vec<u8>,
     capset_id: u32,
     config: Config,
@@ -68,7 +79,7 @@ pub enum WindowChange {
 #[derive(Debug)]
 struct Kept {
     /// What it waits for.
-    fence: Fence,
+    until: Until,
     tag: u64,
     response: Response,
 }
@@ -93,12 +104,12 @@ impl Gpu {
         window_mode: WindowMode,
         waker: Waker,
     ) -> std::io::Result<Self> {
-        let guest = host.guest_with_mode(window_mode, waker)?;
-        Ok(Self::over(guest, capset_id, blob_mem))
+        let guest = host.guest_with_mode(window_mode, Arc::clone(&waker))?;
+        Ok(Self::over(guest, capset_id, blob_mem, waker))
     }
 
-    /// The device of a guest that nobody has used yet.
-    pub fn over(guest: Guest, capset_id: u32, blob_mem: BlobMem) -> Self {
+    /// The device of a guest that nobody has used yet, with the waker that it was made with.
+    pub fn over(guest: Guest, capset_id: u32, blob_mem: BlobMem, waker: Waker) -> Self {
         let mut capset = guest.capset().clone();
         capset.blob_mem = blob_mem;
         let config = Config {
@@ -113,10 +124,31 @@ impl Gpu {
             window_mapped: true,
             window_change: None,
             backings: Backings::default(),
+            images: Images::new(guest.host(), waker),
+            renderer: None,
             guest,
             kept: Vec::new(),
             refusals: RateLimiter::new(),
         }
+    }
+
+    /// Serves contexts of other renderers too. `waker` is the one that the device was made with.
+    #[must_use]
+    pub fn with_renderers(mut self, renderers: &Arc<Renderers>, waker: Waker) -> Self {
+        let host = Arc::clone(self.guest.host());
+        let renderer = Renderer::new(renderers, &host, waker);
+        let theirs = u32::try_from(renderer.capsets().len()).unwrap_or(u32::MAX);
+        self.config.num_capsets = U32::new(theirs.saturating_add(1));
+        self.renderer = Some(renderer);
+        self
+    }
+
+    /// Has one screen, which 2D resources are shown on.
+    #[must_use]
+    pub fn with_display(mut self, display: Display) -> Self {
+        self.images.set_display(display);
+        self.config.num_scanouts = U32::new(1);
+        self
     }
 
     /// Executes one control-queue command.
@@ -143,23 +175,32 @@ impl Gpu {
                 return Some(self.refuse(&CtrlHdr::default(), &fault));
             }
         };
-        let mut fence = Fence::default();
-        let response = match self.run(&header, rest, pages, &mut fence) {
+        let mut until = Until::default();
+        let result = self.run(&header, rest, pages, &mut until.ours);
+        let result = result.and_then(|response| {
+            let asked = self.asked_fence(&header)?;
+            until.ours.join(asked.ours);
+            until.theirs = asked.theirs;
+            Ok(response)
+        });
+        let response = match result {
             Ok(response) => response,
-            Err(fault) => self.refuse(&header, &fault),
+            Err(fault) => {
+                until.ours.join(self.our_fence(&header));
+                self.refuse(&header, &fault)
+            }
         };
         self.guest.return_object();
-        fence.join(self.asked_fence(&header));
-        if self.guest.reached(&fence) {
+        if until.is_over(&self.guest, self.renderer.as_ref()) {
             return Some(response);
         }
         // The work may have finished meanwhile, and its wake-up be under way already.
-        self.guest.process_completions();
-        if self.guest.reached(&fence) {
+        self.process();
+        if until.is_over(&self.guest, self.renderer.as_ref()) {
             return Some(response);
         }
         self.kept.push(Kept {
-            fence,
+            until,
             tag,
             response,
         });
@@ -168,10 +209,10 @@ impl Gpu {
 
     /// Takes the responses that became ready since the last call.
     pub fn completed(&mut self) -> Vec<(u64, Response)> {
-        self.guest.process_completions();
-        let guest = &self.guest;
+        self.process();
+        let (guest, theirs) = (&self.guest, self.renderer.as_ref());
         self.kept
-            .extract_if(.., |kept| guest.reached(&kept.fence))
+            .extract_if(.., |kept| kept.until.is_over(guest, theirs))
             .map(|kept| (kept.tag, kept.response))
             .collect()
     }
@@ -182,6 +223,10 @@ impl Gpu {
         self.kept.clear();
         self.backings.clear();
         self.window_change = None;
+        self.images.reset();
+        if let Some(theirs) = &mut self.renderer {
+            theirs.reset();
+        }
         self.guest.reset();
     }
 
@@ -192,7 +237,7 @@ impl Gpu {
 
     /// A guest write to the configuration space: `events_clear` alone is writable, and clears bits of `events_read`.
     pub fn write_config(&mut self, _offset: u64, _data: &[u8]) {
-        // Without scanouts there are no display events: no bit is ever set, so there is none to clear.
+        // The screen never changes: no bit is ever set, so there is none to clear.
     }
 
     /// The device feature bits (`VIRTIO_GPU_F_*`) that the handlers behind this core serve.
@@ -231,7 +276,7 @@ impl Gpu {
 
     /// The VMM has changed the guest's memory: it is `pages` now.
     pub fn guest_pages_changed(&mut self, pages: &dyn GuestPages) {
-        self.backings.changed(&mut self.guest, pages);
+        self.change_pages(pages);
     }
 
     /// Whether the guest can reach the window from now on. Where it cannot, no blob is mapped.
@@ -241,7 +286,10 @@ impl Gpu {
 
     /// Whether a process in the guest may be using the window: there is a context, or a blob is mapped.
     pub fn window_in_use(&self) -> bool {
-        self.guest.has_contexts() || self.guest.has_mapped_blobs()
+        let theirs = self.renderer.as_ref();
+        self.guest.has_contexts()
+            || self.guest.has_mapped_blobs()
+            || theirs.is_some_and(Renderer::uses_window)
     }
 
     /// The object of another device of the VM that a command imports, if there is one that this guest does not know: of several, the
@@ -306,16 +354,6 @@ impl Gpu {
     /// The guest behind the device: for measurements and tests.
     pub fn guest(&self) -> &Guest {
         &self.guest
-    }
-
-    /// What the command itself asks to wait for.
-    fn asked_fence(&self, header: &CtrlHdr) -> Fence {
-        let flags = header.flags.get();
-        if flags & FLAG_FENCE == 0 {
-            return Fence::default();
-        }
-        let ring = (flags & FLAG_INFO_RING_IDX != 0).then_some(header.ring_idx);
-        self.guest.fence(header.ctx_id.get(), ring)
     }
 
     fn refuse(&mut self, header: &CtrlHdr, fault: &Fault) -> Response {

@@ -15,6 +15,7 @@ use thiserror::Error;
 
 use super::Gpu;
 use super::backing::MAX_ENTRIES;
+use super::renderers::Renderer;
 
 /// What a device's stream begins with.
 const MAGIC: [u8; 8] = *b"HBLBVGPU";
@@ -40,6 +41,9 @@ pub enum SaveError {
     /// Commands whose responses wait for GPU work, or for host processes.
     #[error("{0} commands are under way")]
     Busy(usize),
+    /// Rutabaga's contexts are connections to other processes, and 2D resources are seen by others.
+    #[error("the guest has {0}, which no snapshot holds")]
+    Elsewhere(&'static str),
     /// The guest has given more addresses than a snapshot holds.
     #[error(
         "the guest's blobs are in {0} pieces of its memory, at most {MAX_ALL_ENTRIES} can be saved"
@@ -92,6 +96,16 @@ impl Gpu {
     pub fn save(&mut self, sink: &mut dyn Write) -> Result<(), SaveError> {
         if !self.kept.is_empty() {
             return Err(SaveError::Busy(self.kept.len()));
+        }
+        if self
+            .renderer
+            .as_ref()
+            .is_some_and(|theirs| !theirs.is_empty())
+        {
+            return Err(SaveError::Elsewhere("contexts of another renderer"));
+        }
+        if !self.images.is_empty() {
+            return Err(SaveError::Elsewhere("2D resources"));
         }
         let entries = self.backings.0.values().map(Vec::len).sum();
         if entries > MAX_ALL_ENTRIES {
@@ -183,6 +197,10 @@ impl Gpu {
 
     /// Whether nothing of a guest is there, as after a reset.
     pub fn is_new(&self) -> bool {
-        self.guest.is_new() && self.kept.is_empty()
+        let theirs = self.renderer.as_ref();
+        self.guest.is_new()
+            && self.kept.is_empty()
+            && self.images.is_empty()
+            && theirs.is_none_or(Renderer::is_empty)
     }
 }

@@ -7,15 +7,17 @@ use hostblob_protocol::request::{
     CacheMode, Create, CreateFlags, Fill, Import, MemoryRange, MemorySelector,
 };
 use hostblob_protocol::virtio_gpu::{
-    CmdSubmit, CtxCreate, GetCapset, GetCapsetInfo, MapInfo, ResourceCreateBlob, ResourceMapBlob,
-    ResourceOnly, blob_flag, blob_mem, cmd, map_cache, resp,
+    CmdSubmit, CtxCreate, FLAG_FENCE, FLAG_INFO_RING_IDX, GetCapset, GetCapsetInfo, MapInfo,
+    ResourceCreateBlob, ResourceMapBlob, ResourceOnly, blob_flag, blob_mem, cmd, map_cache, resp,
 };
 use zerocopy::byteorder::little_endian::U64;
 use zerocopy::{Immutable, IntoBytes};
 
 use super::*;
 
+mod images;
 mod pages;
+mod renderers;
 
 const CAPSET_ID: u32 = 48;
 const PAGE: u64 = 4096;
@@ -229,7 +231,13 @@ fn every_refusal_has_the_code_of_the_specification() {
     check(cmd::GET_CAPSET, 0, GetCapset::default().as_bytes(), p);
     check(cmd::CTX_CREATE, 0, context_body().as_bytes(), x);
     check(cmd::CTX_CREATE, 1, context_body().as_bytes(), x);
-    check(cmd::CTX_CREATE, 2, CtxCreate::default().as_bytes(), p);
+    let other = CtxCreate {
+        context_init: (CAPSET_ID + 1).into(),
+        ..CtxCreate::default()
+    };
+    check(cmd::CTX_CREATE, 2, other.as_bytes(), p);
+    check(cmd::CTX_CREATE, 0, CtxCreate::default().as_bytes(), x);
+    check(cmd::CTX_CREATE, 1, CtxCreate::default().as_bytes(), x);
     let long = CtxCreate {
         nlen: 65.into(),
         ..context_body()
@@ -273,6 +281,7 @@ fn every_refusal_has_the_code_of_the_specification() {
     check(cmd::RESOURCE_ATTACH_BACKING, 0, &[0; 8], r);
     check(cmd::RESOURCE_ATTACH_BACKING, 0, only(1).as_bytes(), p);
     check(cmd::RESOURCE_DETACH_BACKING, 0, only(1).as_bytes(), p);
+    check(cmd::RESOURCE_CREATE_2D, 0, &[0; 16], r);
     check(cmd::RESOURCE_FLUSH, 0, &[0; 24], r);
     check(cmd::TRANSFER_TO_HOST_2D, 0, &[0; 32], r);
     check(cmd::TRANSFER_TO_HOST_3D, 1, &[0; 48], r);
@@ -293,7 +302,6 @@ fn every_refusal_has_the_code_of_the_specification() {
         resp::ERR_INVALID_SCANOUT_ID,
     );
     for kind in [
-        cmd::RESOURCE_CREATE_2D,
         cmd::RESOURCE_CREATE_3D,
         cmd::GET_EDID,
         0,
@@ -339,6 +347,11 @@ fn every_command_cut_at_every_length_is_refused_or_answered() {
         bytes(header(cmd::RESOURCE_ASSIGN_UUID, 1), &only(1)),
         bytes(header(cmd::TRANSFER_TO_HOST_3D, 1), &[1_u8; 48]),
         bytes(header(cmd::TRANSFER_FROM_HOST_3D, 1), &[1_u8; 48]),
+        bytes(header(cmd::RESOURCE_CREATE_2D, 1), &[1_u8; 16]),
+        bytes(header(cmd::RESOURCE_CREATE_3D, 1), &[1_u8; 48]),
+        bytes(header(cmd::TRANSFER_TO_HOST_2D, 1), &[1_u8; 32]),
+        bytes(header(cmd::RESOURCE_FLUSH, 1), &[1_u8; 24]),
+        bytes(header(cmd::SET_SCANOUT, 1), &[1_u8; 24]),
         bytes(header(cmd::RESOURCE_UNREF, 1), &only(1)),
     ];
     let (mut gpu, _) = used_gpu();
