@@ -6,8 +6,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use hostblob_allocator::provider::Elsewhere;
-use hostblob_allocator::provider::Piece;
+use hostblob_allocator::provider::{Elsewhere, Piece};
 use hostblob_allocator::window::Span;
 use hostblob_allocator::{BlobSpec, Error, Mapped, Mapping};
 use hostblob_protocol::virtio_gpu::{blob_flag, blob_mem, map_cache};
