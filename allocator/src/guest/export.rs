@@ -263,14 +263,12 @@ impl Guest {
         Ok(Arc::new(exporter.create(&pieces).map_err(system)?))
     }
 
-    /// Whether other devices of the VM can be given descriptors.
-    pub fn can_export(&self) -> bool {
-        self.host.exporter.is_some()
-    }
-
-    /// What RESOURCE_ASSIGN_UUID has named since the last call, and what of that is gone (`false`).
+    /// What RESOURCE_ASSIGN_UUID has named since the last call, and what of that is gone (`false`): nothing where the host can make no
+    /// descriptors for other devices.
     pub fn shared_object_changes(&mut self) -> Vec<(Uuid, bool)> {
-        std::mem::take(&mut self.object_changes)
+        let mut changes = std::mem::take(&mut self.object_changes);
+        changes.retain(|_| self.host.exporter.is_some());
+        changes
     }
 
     /// A descriptor for another device of the VM. It stays where it is from now on: nobody says when that device has let go of it.

@@ -161,15 +161,7 @@ impl Gpu {
     }
 
     fn submit(&mut self, header: &CtrlHdr, bytes: &[u8]) -> Result<(), Fault> {
-        let (asked, rest) = body::<CmdSubmit>(bytes)?;
-        let size = asked.size.get();
-        let data = usize::try_from(size)
-            .ok()
-            .and_then(|size| rest.get(..size))
-            .ok_or(Fault::Truncated {
-                needed: usize::try_from(size).unwrap_or(usize::MAX),
-                available: rest.len(),
-            })?;
+        let data = envelope(bytes)?;
         let ring = ring(header)?;
         Ok(self.guest.submit(header.ctx_id.get(), ring, data)?)
     }
@@ -293,6 +285,24 @@ impl Gpu {
             },
         }
     }
+}
+
+/// The bytes that a SUBMIT_3D carries.
+fn envelope(bytes: &[u8]) -> Result<&[u8], Fault> {
+    let (asked, rest) = body::<CmdSubmit>(bytes)?;
+    let size = usize::try_from(asked.size.get()).unwrap_or(usize::MAX);
+    rest.get(..size).ok_or(Fault::Truncated {
+        needed: size,
+        available: rest.len(),
+    })
+}
+
+/// The context of a SUBMIT_3D, and the bytes that it carries; nothing of other commands.
+pub(super) fn submitted(command: &[u8]) -> Option<(u32, &[u8])> {
+    let (header, rest) = CtrlHdr::read_from_prefix(command).ok()?;
+    let is_submit = header.cmd_type.get() == cmd::SUBMIT_3D;
+    let data = is_submit.then(|| envelope(rest))?;
+    Some((header.ctx_id.get(), data.ok()?))
 }
 
 /// The ring whose timeline a command is on.

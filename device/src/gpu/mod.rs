@@ -139,6 +139,7 @@ impl Gpu {
                     needed: size_of::<CtrlHdr>(),
                     available: command.len(),
                 };
+                self.guest.return_object();
                 return Some(self.refuse(&CtrlHdr::default(), &fault));
             }
         };
@@ -147,6 +148,7 @@ impl Gpu {
             Ok(response) => response,
             Err(fault) => self.refuse(&header, &fault),
         };
+        self.guest.return_object();
         fence.join(self.asked_fence(&header));
         if self.guest.reached(&fence) {
             return Some(response);
@@ -242,9 +244,22 @@ impl Gpu {
         self.guest.has_contexts() || self.guest.has_mapped_blobs()
     }
 
-    /// Whether other devices of the VM can be given descriptors of blobs.
-    pub fn can_export(&self) -> bool {
-        self.guest.can_export()
+    /// The object of another device of the VM that a command imports, if there is one that this guest does not know: of several, the
+    /// first.
+    pub fn wanted_object(&self, command: &[u8]) -> Option<[u8; 16]> {
+        let (context, envelope) = commands::submitted(command)?;
+        let wanted = self.guest.wanted_object(context, envelope);
+        wanted.map(Uuid::into_bytes)
+    }
+
+    /// A descriptor of what is wanted, for the next command: what that does not import is closed.
+    pub fn lend_object(&mut self, uuid: [u8; 16], descriptor: OwnedFd) {
+        let uuid = Uuid::from_bytes(uuid);
+        if let Err(error) = self.guest.lend_object(uuid, descriptor) {
+            self.refusals.warn(format_args!(
+                "the object {uuid} of another device cannot be imported: {error}"
+            ));
+        }
     }
 
     /// UUIDs of blobs that other devices of the VM may ask for since the last call, and that they may not any more (`false`).

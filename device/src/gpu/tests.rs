@@ -4,7 +4,7 @@ use hostblob_allocator::Config as Limits;
 use hostblob_allocator::provider::fake::FakeProvider;
 use hostblob_protocol::EnvelopeBuilder;
 use hostblob_protocol::request::{
-    CacheMode, Create, CreateFlags, Fill, MemoryRange, MemorySelector,
+    CacheMode, Create, CreateFlags, Fill, Import, MemoryRange, MemorySelector,
 };
 use hostblob_protocol::virtio_gpu::{
     CmdSubmit, CtxCreate, GetCapset, GetCapsetInfo, MapInfo, ResourceCreateBlob, ResourceMapBlob,
@@ -127,6 +127,44 @@ fn used_gpu_in(mode: WindowMode) -> (Gpu, Arc<FakeProvider>) {
         resp::OK_MAP_INFO
     );
     (gpu, fake)
+}
+
+#[test]
+fn a_submit_wants_what_it_imports_and_has_it_for_itself_alone() {
+    let (mut gpu, _) = gpu();
+    run(&mut gpu, cmd::CTX_CREATE, 1, &context_body());
+    let uuid = [7; 16];
+    let import = |client_id| {
+        let import = Import { client_id, uuid };
+        submit(&EnvelopeBuilder::new(0).request(import).build())
+    };
+    let command = bytes(header(cmd::SUBMIT_3D, 1), import(1).as_slice());
+    assert_eq!(gpu.wanted_object(&command), Some(uuid));
+    for length in 0..command.len() {
+        assert_eq!(gpu.wanted_object(&command[..length]), None, "{length}");
+    }
+    let of_another = bytes(header(cmd::SUBMIT_3D, 2), import(1).as_slice());
+    assert_eq!(gpu.wanted_object(&of_another), None);
+    let otherwise = bytes(header(cmd::RESOURCE_UNREF, 1), import(1).as_slice());
+    assert_eq!(gpu.wanted_object(&otherwise), None);
+
+    let memory = || {
+        let flags = rustix::fs::MemfdFlags::ALLOW_SEALING;
+        let memory = rustix::fs::memfd_create("object", flags).unwrap();
+        rustix::fs::ftruncate(&memory, PAGE).unwrap();
+        rustix::fs::fcntl_add_seals(&memory, rustix::fs::SealFlags::SHRINK).unwrap();
+        memory
+    };
+    let imported = |gpu: &mut Gpu, client_id| {
+        let body = import(client_id);
+        run(gpu, cmd::SUBMIT_3D, 1, body.as_slice()).kind()
+    };
+    gpu.lend_object(uuid, memory());
+    assert_eq!(imported(&mut gpu, 1), resp::OK_NODATA);
+    assert_eq!(imported(&mut gpu, 2), resp::ERR_INVALID_PARAMETER);
+    gpu.lend_object(uuid, memory());
+    assert!(gpu.execute(0, &[0; 3], &NoPages).is_some());
+    assert_eq!(imported(&mut gpu, 2), resp::ERR_INVALID_PARAMETER);
 }
 
 #[test]

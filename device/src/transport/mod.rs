@@ -64,10 +64,13 @@ pub trait Device: CommandHandler + Send + 'static {
     }
     /// The guest's memory is `pages` from now on.
     fn guest_pages_changed(&mut self, _pages: &dyn GuestPages) {}
-    /// Whether other devices of the VM can be given descriptors of blobs.
-    fn can_export(&self) -> bool {
-        false
+    /// The object of another device of the VM that a command imports. A transport that can find it lends it, and then has the command
+    /// executed.
+    fn wanted_object(&self, _command: &[u8]) -> Option<[u8; 16]> {
+        None
     }
+    /// A descriptor of what is wanted, for the next command alone.
+    fn lend_object(&mut self, _uuid: [u8; 16], _descriptor: OwnedFd) {}
     /// UUIDs of blobs that other devices may ask for since the last call, and that they may not any more (`false`).
     fn shared_object_changes(&mut self) -> Vec<([u8; 16], bool)> {
         Vec::new()
@@ -138,8 +141,12 @@ impl Device for Gpu {
         Gpu::needs_guest_pages(command)
     }
 
-    fn can_export(&self) -> bool {
-        Gpu::can_export(self)
+    fn wanted_object(&self, command: &[u8]) -> Option<[u8; 16]> {
+        Gpu::wanted_object(self, command)
+    }
+
+    fn lend_object(&mut self, uuid: [u8; 16], descriptor: OwnedFd) {
+        Gpu::lend_object(self, uuid, descriptor);
     }
 
     fn shared_object_changes(&mut self) -> Vec<([u8; 16], bool)> {

@@ -4,6 +4,8 @@
 //! first blob is mapped, and asked to take it back when nothing of the guest is left: QEMU 11.1 crashes when it resets a guest
 //! while a mapping is live. It is asked for the whole window, or, in the window mode "on demand", for the place of each blob.
 
+use std::os::fd::OwnedFd;
+
 use hostblob_allocator::Mapping;
 use hostblob_allocator::window::{Span, SpanError};
 use thiserror::Error;
@@ -11,12 +13,21 @@ use thiserror::Error;
 use super::mappings::{MAX_MAPPINGS, NoRoom, Plan, Table};
 use crate::gpu::WindowChange;
 
-/// Asks the VMM for ranges of the window. Used by the queue thread, under no lock: an answer may take its time.
+/// Asks the VMM for ranges of the window, and for what other devices have. Used by the queue thread, under no lock: an answer may take its
+/// time.
 pub trait WindowMapper {
     /// Maps a range. When it returns, the guest reaches it.
     fn map(&mut self, mapping: &Mapping) -> Result<(), MapperError>;
     /// Takes back exactly what was mapped there.
     fn unmap(&mut self, span: Span) -> Result<(), MapperError>;
+    /// Whether the VMM can be asked for objects of its other devices.
+    fn can_look_up(&mut self) -> bool {
+        false
+    }
+    /// A descriptor of such an object. Why there is none is logged.
+    fn look_up(&mut self, _uuid: [u8; 16]) -> Option<OwnedFd> {
+        None
+    }
 }
 
 /// Why the VMM did not do it.
@@ -104,6 +115,19 @@ impl<'a> LateWindow<'a> {
         let mapped = mappings.map(window).is_ok();
         *mapped_in = mapped.then_some(generation);
         Some(mapped)
+    }
+
+    /// Finds the object of another device that is wanted. Whether one is, is asked only where it can be found.
+    pub(super) fn look_up(
+        &mut self,
+        wanted: impl FnOnce() -> Option<[u8; 16]>,
+    ) -> Option<([u8; 16], OwnedFd)> {
+        let mapper = match &mut self.0 {
+            Mode::Premapped => return None,
+            Mode::Whole { mappings, .. } | Mode::OnDemand { mappings, .. } => &mut mappings.mapper,
+        };
+        let uuid = mapper.can_look_up().then(wanted)??;
+        Some((uuid, mapper.look_up(uuid)?))
     }
 
     /// Makes true what a command of the guest of this generation changed. Called after each command, so that what an earlier

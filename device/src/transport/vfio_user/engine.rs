@@ -530,6 +530,8 @@ impl<D: Device, S: Signals> Engine<D, S> {
         {
             self.device.lock().set_window_mapped(mapped);
         }
+        // Under no lock: to answer, the VMM may ask other devices, and this one too.
+        let object = window.look_up(|| self.wanted_object(tag, command));
         let memory = D::needs_guest_pages(command).then(|| self.rings.lock().memory.clone());
         let pages: &dyn GuestPages = match &memory {
             Some(memory) => memory,
@@ -539,6 +541,9 @@ impl<D: Device, S: Signals> Engine<D, S> {
             let mut device = self.device.lock();
             if self.generation.load(Ordering::SeqCst) != tag.generation {
                 return None;
+            }
+            if let Some((uuid, descriptor)) = object {
+                device.lend_object(uuid, descriptor);
             }
             let response = device.execute(tag.pack(), command, pages);
             let objects = device.shared_object_changes();
@@ -557,6 +562,13 @@ impl<D: Device, S: Signals> Engine<D, S> {
             window.unmap(tag.generation);
         }
         response
+    }
+
+    /// What a command imports of another device; nothing when the device was reset meanwhile.
+    fn wanted_object(&self, tag: Tag, command: &[u8]) -> Option<[u8; 16]> {
+        let device = self.device.lock();
+        let is_current = self.generation.load(Ordering::SeqCst) == tag.generation;
+        is_current.then(|| device.wanted_object(command))?
     }
 
     /// The device takes a mapping back: its response to that, and whether it uses the window. `None` when it was reset meanwhile.

@@ -1,79 +1,41 @@
-//! Our messages to the VMM (the backend channel): SHMEM_MAP and SHMEM_UNMAP.
+//! Our messages to the VMM (the backend channel): SHMEM_MAP and SHMEM_UNMAP, and SHARED_OBJECT_ADD, _REMOVE and _LOOKUP.
 //!
 //! The crate's client for this channel waits for ever. A VMM that has stopped its device does not read the channel (crosvm, while it sleeps), and a
 //! broken one never answers; so here replies have a deadline, a late one is known for what it is, and the end of the connection ends the wait.
 
-use std::collections::VecDeque;
-use std::fmt::Display;
-use std::fs::File;
+mod mapper;
+mod requests;
+
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use hostblob_allocator::Mapping;
-use hostblob_allocator::provider::Elsewhere;
-use hostblob_allocator::window::Span;
 use parking_lot::{Condvar, Mutex};
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
-use thiserror::Error;
-use vhost::vhost_user::message::{BackendReq, VhostUserMMap, VhostUserMMapFlags};
-use vm_memory::ByteValued;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use vhost::vhost_user::message::BackendReq;
 
-use crate::ratelimit::RateLimiter;
-use crate::transport::{MapperError, WindowMapper};
+pub(super) use mapper::Mapper;
+#[cfg(test)]
+pub(super) use requests::REPLY_TIMEOUT;
 
 /// Shared memory region of the window: `VIRTIO_GPU_SHM_ID_HOST_VISIBLE`.
 pub(super) const WINDOW_REGION: u8 = 1;
 
-/// How long the VMM may take to map or unmap. QEMU takes a millisecond; a guest's processor waits meanwhile.
-pub(super) const REPLY_TIMEOUT: Duration =
-    Duration::from_millis(if cfg!(test) { 500 } else { 5000 });
-
 /// How long after its answer a VMM may change the memory.
 const CHANGE_TIMEOUT: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 200 });
 
-/// Most replies that may be owed to us. A VMM that never answers must not make us remember more.
-const MAX_OWED: usize = 16;
-
 /// Version 1.
 const VERSION: u32 = 0x1;
-/// A reply is wanted.
-const NEED_REPLY: u32 = 0x8;
-/// A reply (2), of version 1 (low bits).
-const REPLY_FLAG: u32 = 0x4;
-/// Bytes of a reply: a header of three words, and a status.
-const REPLY_BYTES: usize = 20;
 
-/// Why the VMM did not do it.
-#[derive(Debug, Error)]
-enum Failure {
-    #[error(
-        "it has not negotiated SHMEM, BACKEND_REQ and REPLY_ACK, or gave no channel for requests"
-    )]
-    NotNegotiated,
-    #[error("it refused: status {0:#x}")]
-    Refused(u64),
-    #[error("it did not answer within {REPLY_TIMEOUT:?}")]
-    Timeout,
-    #[error("what it answered is no answer")]
-    Confused,
-    #[error("{0}")]
-    Broken(#[from] io::Error),
-}
-
-impl From<&Failure> for MapperError {
-    fn from(failure: &Failure) -> Self {
-        match failure {
-            Failure::NotNegotiated => Self::NotAsked,
-            Failure::Refused(_) => Self::Refused,
-            Failure::Timeout | Failure::Confused | Failure::Broken(_) => Self::Unknown,
-        }
-    }
+/// What a request is for, and so what the VMM must have negotiated.
+#[derive(Debug, Clone, Copy)]
+enum Purpose {
+    Window,
+    Objects,
 }
 
 /// The channel as the message thread sees it.
@@ -107,7 +69,7 @@ impl Channel {
         self.state.lock().usable = usable;
     }
 
-    /// Whether the VMM wants to hear of shared objects.
+    /// Whether the VMM wants to hear of shared objects, and can be asked for those of others.
     pub(super) fn set_sharing(&self, sharing: bool) {
         self.state.lock().sharing = sharing;
     }
@@ -130,6 +92,12 @@ impl Channel {
                 let _ = socket.shutdown(Shutdown::Both);
             }
         }
+    }
+
+    /// The socket, where the VMM may be asked for objects of other devices.
+    fn socket_for_objects(&self) -> Option<Arc<UnixStream>> {
+        let state = self.state.lock();
+        state.socket.clone().filter(|_| state.sharing)
     }
 
     /// Ends it, and whoever waits on it.
@@ -170,206 +138,16 @@ impl Channel {
     }
 
     /// The socket, if there is one to be used. Waits while the queues are stopped: QEMU 11.1 ends when it handles a request then.
-    fn with_socket<R>(&self, f: impl FnOnce(&Arc<UnixStream>) -> R) -> Option<R> {
+    fn with_socket<R>(&self, purpose: Purpose, f: impl FnOnce(&Arc<UnixStream>) -> R) -> Option<R> {
         let mut state = self.state.lock();
         let held = |state: &mut State| state.stopped && state.socket.is_some();
         self.changed.wait_while(&mut state, held);
         // Under the lock, so that nothing is sent once they are stopped.
-        state.socket.as_ref().filter(|_| state.usable).map(f)
-    }
-}
-
-/// Maps ranges of the window through the channel. The queue thread has it.
-#[derive(Debug)]
-pub(super) struct Mapper {
-    channel: Arc<Channel>,
-    window: OwnedFd,
-    /// The socket that the rest belongs to.
-    socket: Option<Arc<UnixStream>>,
-    /// Requests that have not been answered, the oldest first.
-    owed: VecDeque<BackendReq>,
-    partial: Vec<u8>,
-    /// Whether the VMM makes what it maps a part of guest memory, once that is known.
-    changes_memory: Option<bool>,
-    log: RateLimiter,
-}
-
-impl Mapper {
-    pub(super) fn new(channel: Arc<Channel>, window: OwnedFd) -> Self {
-        Self {
-            channel,
-            window,
-            socket: None,
-            owed: VecDeque::new(),
-            partial: Vec::new(),
-            changes_memory: None,
-            log: RateLimiter::new(),
-        }
-    }
-
-    fn request(
-        &mut self,
-        request: BackendReq,
-        span: Span,
-        file: Option<&File>,
-    ) -> Result<(), Failure> {
-        let channel = Arc::clone(&self.channel);
-        let sent = channel.with_socket(|socket| {
-            self.belong_to(socket);
-            if self.owed.len() >= MAX_OWED {
-                return Err(Failure::Timeout);
-            }
-            self.send(socket, request, span, file)?;
-            Ok(Arc::clone(socket))
-        });
-        let socket = match sent.ok_or(Failure::NotNegotiated)? {
-            Err(Failure::Broken(error)) if error.kind() == io::ErrorKind::WriteZero => {
-                self.channel.close();
-                return Err(error.into());
-            }
-            other => other?,
+        let may = match purpose {
+            Purpose::Window => state.usable,
+            Purpose::Objects => state.sharing,
         };
-        self.owed.push_back(request);
-        let deadline = Instant::now() + REPLY_TIMEOUT;
-        loop {
-            let (answered, status) = self.receive(&socket, deadline)?;
-            if self.owed.pop_front() != Some(answered) {
-                // Which answer is whose cannot be told any more.
-                self.channel.close();
-                return Err(Failure::Confused);
-            }
-            if self.owed.is_empty() {
-                return match status {
-                    0 => Ok(()),
-                    status => Err(Failure::Refused(status)),
-                };
-            }
-        }
-    }
-
-    /// What is known of another socket is forgotten.
-    fn belong_to(&mut self, socket: &Arc<UnixStream>) {
-        let known = self.socket.as_ref();
-        if !known.is_some_and(|known| Arc::ptr_eq(known, socket)) {
-            self.socket = Some(Arc::clone(socket));
-            self.owed.clear();
-            self.partial.clear();
-            self.changes_memory = None;
-        }
-    }
-
-    /// `file` is what is mapped from its beginning on; else it is the window's own, at the same place.
-    fn send(
-        &self,
-        socket: &UnixStream,
-        request: BackendReq,
-        span: Span,
-        file: Option<&File>,
-    ) -> io::Result<()> {
-        let (file, fd_offset) = match file {
-            Some(file) => (file.as_fd(), 0),
-            None => (self.window.as_fd(), span.start()),
-        };
-        let body = VhostUserMMap {
-            shmid: WINDOW_REGION,
-            padding: [0; 7],
-            fd_offset,
-            shm_offset: span.start(),
-            len: span.len(),
-            flags: VhostUserMMapFlags::WRITABLE.bits(),
-        };
-        let file = (request == BackendReq::SHMEM_MAP).then_some(file);
-        send(socket, request, VERSION | NEED_REPLY, body.as_slice(), file)
-    }
-
-    /// The next reply.
-    fn receive(
-        &mut self,
-        socket: &UnixStream,
-        deadline: Instant,
-    ) -> Result<(BackendReq, u64), Failure> {
-        while self.partial.len() < REPLY_BYTES {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let timeout = Timespec::try_from(left).map_err(|_| Failure::Timeout)?;
-            let mut poll = [PollFd::new(socket, PollFlags::IN)];
-            match rustix::event::poll(&mut poll, Some(&timeout)) {
-                Ok(0) => return Err(Failure::Timeout),
-                Err(rustix::io::Errno::INTR) => continue,
-                other => other.map_err(io::Error::from)?,
-            };
-            let mut buffer = [0; REPLY_BYTES];
-            let wanted = REPLY_BYTES - self.partial.len();
-            let to = buffer.get_mut(..wanted).unwrap_or_default();
-            // Descriptors that come with it are dropped by the kernel: there is no room for them.
-            let length = match rustix::net::recv(socket, &mut *to, RecvFlags::DONTWAIT) {
-                Ok((_, 0)) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
-                Ok((_, length)) => length,
-                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => continue,
-                Err(error) => return Err(io::Error::from(error).into()),
-            };
-            self.partial
-                .extend_from_slice(to.get(..length).unwrap_or_default());
-        }
-        let reply = std::mem::take(&mut self.partial);
-        parse_reply(&reply).ok_or_else(|| {
-            self.channel.close();
-            Failure::Confused
-        })
-    }
-}
-
-impl Mapper {
-    /// QEMU answers first, and changes the memory then: what a guest wrote into a window that it does not reach yet would be lost. crosvm has
-    /// done it all when it answers, and changes no memory.
-    fn wait_until_done(&mut self, changes_before: u64) {
-        if self.changes_memory != Some(false) {
-            let changed = self.channel.wait_for_change(changes_before);
-            self.changes_memory.get_or_insert(changed);
-        }
-    }
-
-    fn failed(&mut self, what: &str, span: Span, failure: &Failure) -> MapperError {
-        let span = Range(span);
-        self.log
-            .warn(format_args!("the VMM did not {what} {span}: {failure}"));
-        failure.into()
-    }
-}
-
-impl WindowMapper for Mapper {
-    fn map(&mut self, mapping: &Mapping) -> Result<(), MapperError> {
-        let changes_before = self.channel.changes();
-        let (span, elsewhere) = (mapping.span, mapping.elsewhere.as_ref());
-        let file = match elsewhere.map(Elsewhere::file) {
-            // Memory of this process is not told to guests of another's.
-            Some(None) => return Err(MapperError::NotAsked),
-            file => file.flatten().map(AsRef::as_ref),
-        };
-        self.request(BackendReq::SHMEM_MAP, span, file)
-            .map_err(|failure| self.failed("map", span, &failure))?;
-        self.wait_until_done(changes_before);
-        log::debug!("the VMM mapped {}", Range(span));
-        Ok(())
-    }
-
-    fn unmap(&mut self, span: Span) -> Result<(), MapperError> {
-        let changes_before = self.channel.changes();
-        self.request(BackendReq::SHMEM_UNMAP, span, None)
-            .map_err(|failure| self.failed("unmap", span, &failure))?;
-        // So that its change is not taken for that of the next mapping.
-        self.wait_until_done(changes_before);
-        log::debug!("the VMM unmapped {}", Range(span));
-        Ok(())
-    }
-}
-
-/// A part of the window, for people.
-struct Range(Span);
-
-impl Display for Range {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (start, length) = (self.0.start(), self.0.len());
-        write!(f, "{length:#x} bytes at {start:#x} of the window")
+        state.socket.as_ref().filter(|_| may).map(f)
     }
 }
 
@@ -401,19 +179,6 @@ fn send(
     } else {
         Err(io::ErrorKind::WriteZero.into())
     }
-}
-
-fn parse_reply(reply: &[u8]) -> Option<(BackendReq, u64)> {
-    let (words, status) = reply.split_at_checked(12)?;
-    let mut words = words
-        .as_chunks::<4>()
-        .0
-        .iter()
-        .map(|word| u32::from_ne_bytes(*word));
-    let (code, flags, size) = (words.next()?, words.next()?, words.next()?);
-    let request = BackendReq::try_from(code).ok()?;
-    let status = u64::from_ne_bytes(status.try_into().ok()?);
-    (flags & REPLY_FLAG != 0 && size == 8).then_some((request, status))
 }
 
 #[cfg(test)]

@@ -46,6 +46,7 @@ pub(super) const PROTOCOL_FEATURES: Features = Features::CONFIG
     .union(Features::SHMEM)
     .union(Features::CONFIGURE_MEM_SLOTS)
     .union(Features::DEVICE_STATE)
+    .union(Features::SHARED_OBJECT)
     .union(Features::RESET_DEVICE);
 
 /// What mapping the window needs of a VMM.
@@ -53,7 +54,7 @@ const FOR_THE_WINDOW: Features = Features::SHMEM
     .union(Features::BACKEND_REQ)
     .union(Features::REPLY_ACK);
 
-/// What telling a VMM of shared objects needs of it.
+/// What telling a VMM of shared objects, and asking it for those of others, needs of it.
 const FOR_OBJECTS: Features = Features::SHARED_OBJECT.union(Features::BACKEND_REQ);
 
 /// One VMM's device.
@@ -66,7 +67,6 @@ pub(super) struct Backend<D> {
     queues: [Registers; QUEUES],
     offered: u64,
     acked: u64,
-    offered_protocol: Features,
     protocol: Features,
     config: Vec<u8>,
     window_size: u64,
@@ -82,17 +82,14 @@ fn refused(error: impl std::fmt::Display) -> Error {
 
 impl<D: Device> Backend<D> {
     pub(super) fn new(engine: Arc<Engine<D, Signals>>, channel: Arc<Channel>) -> Self {
-        let (features, config, window_size, can_export, is_new) = engine.with_device(|device| {
+        let (features, config, window_size, is_new) = engine.with_device(|device| {
             (
                 device.features(),
                 device.config().to_vec(),
                 device.window_size(),
-                device.can_export(),
                 device.is_new(),
             )
         });
-        let mut offered_protocol = PROTOCOL_FEATURES;
-        offered_protocol.set(Features::SHARED_OBJECT, can_export);
         Self {
             engine,
             channel,
@@ -101,7 +98,6 @@ impl<D: Device> Backend<D> {
             queues: Default::default(),
             offered: offered_features(features) | F_PROTOCOL_FEATURES,
             acked: 0,
-            offered_protocol,
             protocol: Features::empty(),
             config,
             window_size,
@@ -353,14 +349,14 @@ impl<D: Device> VhostUserBackendReqHandlerMut for Backend<D> {
     }
 
     fn get_protocol_features(&mut self) -> Result<Features> {
-        Ok(self.offered_protocol)
+        Ok(PROTOCOL_FEATURES)
     }
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {
-        if features & !self.offered_protocol.bits() != 0 {
+        if features & !PROTOCOL_FEATURES.bits() != 0 {
             return Err(refused(format_args!(
                 "protocol feature bits {:#x} were not offered",
-                features & !self.offered_protocol.bits()
+                features & !PROTOCOL_FEATURES.bits()
             )));
         }
         self.protocol = Features::from_bits_truncate(features);

@@ -7,6 +7,7 @@
 
 mod exchanges;
 mod hostile;
+mod lookups;
 mod objects;
 mod on_demand;
 mod state;

@@ -1,4 +1,16 @@
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::time::Instant;
+
+use hostblob_allocator::Mapping;
+use hostblob_allocator::provider::Elsewhere;
+use hostblob_allocator::window::Span;
+
+use super::requests::REPLY_TIMEOUT;
 use super::*;
+use crate::transport::{MapperError, WindowMapper};
 
 const WINDOW: u64 = 1 << 30;
 
@@ -20,6 +32,7 @@ fn mapper() -> (Mapper, UnixStream, Arc<Channel>) {
     let channel = Arc::<Channel>::default();
     channel.set_socket(ours);
     channel.set_usable(true);
+    channel.set_sharing(true);
     let window = rustix::fs::memfd_create("window", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
     let mapper = Mapper::new(Arc::clone(&channel), window);
     (mapper, theirs, channel)
@@ -102,7 +115,7 @@ fn a_late_answer_belongs_to_its_question() {
     assert_eq!(mapper.map(&whole()), Err(MapperError::Refused));
     mapper.unmap(whole().span).unwrap();
     mapper.map(&whole()).unwrap();
-    assert!(mapper.owed.is_empty() && mapper.partial.is_empty());
+    assert!(mapper.requests.owed.is_empty() && mapper.requests.partial.is_empty());
 }
 
 #[test]
@@ -153,4 +166,154 @@ fn a_vmm_that_changes_no_memory_is_waited_for_once() {
     let start = Instant::now();
     mapper.map(&whole()).unwrap();
     assert!(start.elapsed() < CHANGE_TIMEOUT);
+}
+
+const OBJECT: [u8; 16] = *b"a shared object!";
+
+fn object() -> OwnedFd {
+    rustix::fs::memfd_create("object", rustix::fs::MemfdFlags::CLOEXEC).unwrap()
+}
+
+/// As the VMM: bytes, and descriptors with the first of them.
+fn give(vmm: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(descriptors));
+    let sent = rustix::net::sendmsg(
+        vmm,
+        &[IoSlice::new(bytes)],
+        &mut control,
+        SendFlags::empty(),
+    );
+    assert_eq!(sent, Ok(bytes.len()));
+}
+
+fn inode(fd: impl AsFd) -> u64 {
+    rustix::fs::fstat(fd).unwrap().st_ino
+}
+
+/// How often this process has it open.
+fn open_count(fd: &OwnedFd) -> usize {
+    let it = rustix::fs::fstat(fd).unwrap();
+    let of = |entry: io::Result<std::fs::DirEntry>| {
+        std::fs::metadata(entry.unwrap().path())
+            .is_ok_and(|found| (found.dev(), found.ino()) == (it.st_dev, it.st_ino))
+    };
+    let all = std::fs::read_dir("/proc/self/fd").unwrap();
+    all.map(of).filter(|same| *same).count()
+}
+
+/// What the VMM has been sent and not read: requests.
+fn asked(vmm: &mut UnixStream) -> Vec<u8> {
+    let mut bytes = vec![0; 4096];
+    vmm.set_nonblocking(true).unwrap();
+    let length = std::io::Read::read(vmm, &mut bytes).unwrap_or(0);
+    vmm.set_nonblocking(false).unwrap();
+    bytes.truncate(length);
+    bytes
+}
+
+#[test]
+fn an_object_is_asked_for_as_the_specification_has_it() {
+    let (mut mapper, mut vmm, _) = mapper();
+    let object = object();
+    assert!(mapper.can_look_up());
+    give(&vmm, &reply(8, 5, 8, 0), &[object.as_fd()]);
+    let found = mapper.look_up(OBJECT).unwrap();
+    assert_eq!(inode(&found), inode(&object));
+    let flags = rustix::io::fcntl_getfd(&found).unwrap();
+    assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
+    let header = [8_u32, 0x9, 16].map(u32::to_ne_bytes).concat();
+    assert_eq!(asked(&mut vmm), [header.as_slice(), &OBJECT].concat());
+}
+
+#[test]
+fn descriptors_that_nobody_wants_are_closed() {
+    let (mut mapper, vmm, _) = mapper();
+    let object = object();
+    let twice = [object.as_fd(), object.as_fd()];
+    // With an answer that has none, with a refusal, one too many.
+    give(&vmm, &reply(9, 5, 8, 0), &twice);
+    mapper.map(&whole()).unwrap();
+    assert_eq!(open_count(&object), 1);
+    give(&vmm, &reply(8, 5, 8, 1), &twice);
+    assert!(mapper.look_up(OBJECT).is_none());
+    assert_eq!(open_count(&object), 1);
+    give(&vmm, &reply(8, 5, 8, 0), &twice);
+    let found = mapper.look_up(OBJECT).unwrap();
+    assert_eq!(open_count(&object), 2);
+    drop(found);
+    assert_eq!(open_count(&object), 1);
+}
+
+#[test]
+fn an_answer_in_pieces_keeps_its_descriptor() {
+    let (mut mapper, vmm, _) = mapper();
+    let (one, other) = (object(), object());
+    let bytes = reply(8, 5, 8, 0);
+    give(&vmm, &bytes[..12], &[one.as_fd()]);
+    give(&vmm, &bytes[12..], &[other.as_fd()]);
+    let found = mapper.look_up(OBJECT).unwrap();
+    assert_eq!(inode(&found), inode(&one));
+    assert_eq!(open_count(&other), 1);
+}
+
+#[test]
+fn a_silent_vmm_is_not_asked_again_until_it_answers() {
+    let (mut mapper, mut vmm, _) = mapper();
+    let start = Instant::now();
+    assert!(mapper.look_up(OBJECT).is_none());
+    assert!(start.elapsed() >= REPLY_TIMEOUT);
+    assert_eq!(asked(&mut vmm).len(), 28);
+    let start = Instant::now();
+    assert!(mapper.look_up(OBJECT).is_none());
+    // Half an answer is none.
+    let object = object();
+    let bytes = reply(8, 5, 8, 0);
+    give(&vmm, &bytes[..5], &[object.as_fd()]);
+    assert!(mapper.look_up(OBJECT).is_none());
+    assert!(start.elapsed() < REPLY_TIMEOUT, "nothing is waited for");
+    assert!(asked(&mut vmm).is_empty(), "nor asked");
+    // The object of the late answer is nobody's.
+    vmm.write_all(&bytes[5..]).unwrap();
+    vmm.write_all(&reply(8, 5, 8, 1)).unwrap();
+    assert!(mapper.look_up([0; 16]).is_none());
+    assert_eq!(asked(&mut vmm).len(), 28);
+    assert_eq!(open_count(&object), 1);
+    give(&vmm, &bytes, &[object.as_fd()]);
+    assert!(mapper.look_up(OBJECT).is_some());
+}
+
+#[test]
+fn late_answers_to_both_kinds_of_request_are_told_apart() {
+    let (mut mapper, vmm, _) = mapper();
+    assert!(mapper.look_up(OBJECT).is_none());
+    let object = object();
+    let answers = [reply(8, 5, 8, 0), reply(9, 5, 8, 0)].concat();
+    give(&vmm, &answers, &[object.as_fd()]);
+    mapper.map(&whole()).unwrap();
+    assert_eq!(open_count(&object), 1);
+    // In another order nobody knows which is whose.
+    assert!(mapper.look_up(OBJECT).is_none());
+    give(&vmm, &reply(9, 5, 8, 0), &[object.as_fd()]);
+    assert!(mapper.look_up(OBJECT).is_none());
+    assert!(!mapper.can_look_up());
+    assert_eq!(open_count(&object), 1);
+}
+
+#[test]
+fn a_vmm_that_keeps_its_descriptors_is_not_asked_again() {
+    let (mut mapper, mut vmm, channel) = mapper();
+    vmm.write_all(&reply(8, 5, 8, 0)).unwrap();
+    assert!(mapper.look_up(OBJECT).is_none());
+    assert!(!mapper.can_look_up());
+    vmm.write_all(&reply(9, 5, 8, 0)).unwrap();
+    mapper.map(&whole()).unwrap();
+    assert!(!mapper.can_look_up());
+    // Another one may be otherwise.
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    channel.set_socket(ours);
+    assert!(mapper.can_look_up());
+    channel.set_sharing(false);
+    assert!(!mapper.can_look_up());
 }

@@ -2,7 +2,9 @@
 //! them, which notifies only when the device has asked for it.
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd};
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,6 +22,7 @@ use hostblob_protocol::virtio_gpu::{
 };
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use uuid::Uuid;
 use vhost::vhost_user::message::{
     VhostUserHeaderFlag, VhostUserMMap, VhostUserProtocolFeatures as Features, VhostUserSharedMsg,
@@ -135,6 +138,8 @@ pub(super) enum Answer {
 }
 
 type Hook = Box<dyn FnOnce() + Send>;
+/// What the VMM answers to SHARED_OBJECT_LOOKUP: a status and descriptors, or nothing at all.
+pub(super) type Finder = Box<dyn FnMut(Uuid) -> Option<(u64, Vec<OwnedFd>)> + Send>;
 
 /// The VMM's side of the channel.
 pub(super) struct Shmem {
@@ -146,6 +151,10 @@ pub(super) struct Shmem {
     pub(super) during_map: Mutex<Option<Hook>>,
     /// Shared objects that were announced (`true`) and taken back.
     pub(super) objects: Mutex<Vec<(bool, Uuid)>>,
+    /// What other devices of the VM have. By default nothing, and QEMU's answer to that.
+    pub(super) finder: Mutex<Finder>,
+    /// What was looked up.
+    pub(super) lookups: Mutex<Vec<Uuid>>,
     /// How often it was asked to map over what it has.
     pub(super) overlaps: AtomicUsize,
 }
@@ -179,6 +188,42 @@ impl Shmem {
         }
         Ok(0)
     }
+}
+
+/// SHARED_OBJECT_LOOKUP, if that is the next request: the crate's frontend wants a descriptor with the request, and sends none with
+/// the answer. Whether it was; `None` when the channel has ended.
+fn look_up(channel: &OwnedFd, shmem: &Shmem) -> Option<bool> {
+    const LOOKUP: u32 = 8;
+    const NEED_REPLY: u32 = 0x9;
+    let mut request = [0; 28];
+    let receive = |bytes: &mut [u8], flags| rustix::net::recv(channel, bytes, flags);
+    let peek = RecvFlags::PEEK | RecvFlags::WAITALL;
+    match receive(&mut request[..12], peek) {
+        Ok((_, 12)) => {}
+        _ => return None,
+    }
+    let word = |at: usize| u32::from_ne_bytes(request[at..at + 4].try_into().unwrap());
+    if word(0) != LOOKUP {
+        return Some(false);
+    }
+    assert_eq!([word(4), word(8)], [NEED_REPLY, 16]);
+    receive(&mut request, RecvFlags::WAITALL).unwrap();
+    let uuid = Uuid::from_slice(&request[12..]).unwrap();
+    shmem.lookups.lock().push(uuid);
+    let Some((status, descriptors)) = (shmem.finder.lock())(uuid) else {
+        return Some(true);
+    };
+    let mut answer = [LOOKUP, 0x5, 8].map(u32::to_ne_bytes).concat();
+    answer.extend(status.to_ne_bytes());
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let descriptors: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
+    if !descriptors.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(&descriptors));
+    }
+    let bytes = [IoSlice::new(&answer)];
+    let sent = rustix::net::sendmsg(channel, &bytes, &mut control, SendFlags::NOSIGNAL);
+    sent.is_ok().then_some(true)
 }
 
 impl VhostUserFrontendReqHandler for Shmem {
@@ -294,6 +339,8 @@ impl Vmm {
                 mapped: Mutex::default(),
                 during_map: Mutex::default(),
                 objects: Mutex::default(),
+                finder: Mutex::new(Box::new(|_| Some((1, Vec::new())))),
+                lookups: Mutex::default(),
                 overlaps: AtomicUsize::new(0),
             }),
             queues: vec![queue(0), queue(1)],
@@ -311,8 +358,15 @@ impl Vmm {
         // SAFETY: just made, and nobody else's.
         let end = unsafe { File::from_raw_fd(end) };
         self.frontend.set_backend_request_fd(&end).unwrap();
+        // SAFETY: the handler has it open during this call.
+        let channel = unsafe { BorrowedFd::borrow_raw(handler.as_raw_fd()) };
+        let channel = channel.try_clone_to_owned().unwrap();
+        let shmem = Arc::clone(&self.shmem);
         let thread = std::thread::spawn(move || {
-            loop {
+            while let Some(was_lookup) = look_up(&channel, &shmem) {
+                if was_lookup {
+                    continue;
+                }
                 match handler.handle_request() {
                     Ok(_) | Err(vhost::vhost_user::Error::ReqHandlerError(_)) => {}
                     Err(_) => return,
