@@ -22,10 +22,11 @@ fn memory() -> (OwnedFd, File) {
 /// How often this process has the file open.
 fn open_count(file: &File) -> usize {
     use std::os::unix::fs::MetadataExt;
-    let inode = file.metadata().unwrap().ino();
+    let it = file.metadata().unwrap();
     let same = |entry: std::io::Result<std::fs::DirEntry>| {
         let path = entry.unwrap().path();
-        std::fs::metadata(path).is_ok_and(|found| found.ino() == inode)
+        std::fs::metadata(path)
+            .is_ok_and(|found| (found.dev(), found.ino()) == (it.dev(), it.ino()))
     };
     std::fs::read_dir("/proc/self/fd")
         .unwrap()

@@ -1,6 +1,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::time::Instant;
 
 use hostblob_allocator::Mapping;
@@ -193,9 +194,10 @@ fn inode(fd: impl AsFd) -> u64 {
 
 /// How often this process has it open.
 fn open_count(fd: &OwnedFd) -> usize {
+    let it = rustix::fs::fstat(fd).unwrap();
     let of = |entry: io::Result<std::fs::DirEntry>| {
         std::fs::metadata(entry.unwrap().path())
-            .is_ok_and(|found| std::os::unix::fs::MetadataExt::ino(&found) == inode(fd))
+            .is_ok_and(|found| (found.dev(), found.ino()) == (it.st_dev, it.st_ino))
     };
     let all = std::fs::read_dir("/proc/self/fd").unwrap();
     all.map(of).filter(|same| *same).count()

@@ -129,9 +129,10 @@ fn has(file: &File) -> impl FnMut(Uuid) -> Option<(u64, Vec<OwnedFd>)> + Send + 
 
 /// How often this process has it open, once as many as there should be.
 fn comes_down_to(file: &File, expected: usize) -> bool {
-    let inode = file.metadata().unwrap().ino();
+    let name = |it: std::fs::Metadata| (it.dev(), it.ino());
+    let wanted = name(file.metadata().unwrap());
     let is_it = |entry: std::io::Result<std::fs::DirEntry>| {
-        entry.is_ok_and(|entry| std::fs::metadata(entry.path()).is_ok_and(|it| it.ino() == inode))
+        entry.is_ok_and(|entry| std::fs::metadata(entry.path()).is_ok_and(|it| name(it) == wanted))
     };
     let deadline = Instant::now() + Duration::from_secs(10);
     while Instant::now() < deadline {
