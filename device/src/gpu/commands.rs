@@ -1,5 +1,6 @@
 //! Decodes the commands of virtio 1.3, 5.7.6.8 to 5.7.6.10, and executes them: one match, each arm one call.
 
+use hostblob_allocator::text::printable;
 use hostblob_allocator::{BlobSpec, Fence, Mapping, Transfer};
 use hostblob_capset::WindowMode;
 use hostblob_protocol::virtio_gpu::{
@@ -328,16 +329,4 @@ fn scanout(bytes: &[u8], at: usize) -> Fault {
 fn display_info(header: &CtrlHdr) -> Response {
     let modes = <[DisplayOne; MAX_SCANOUTS]>::new_zeroed();
     Response::new(header, resp::OK_DISPLAY_INFO, &modes)
-}
-
-/// A guest's name, safe for a terminal.
-fn printable(name: &[u8]) -> String {
-    let end = name
-        .iter()
-        .position(|&byte| byte == 0)
-        .unwrap_or(name.len());
-    String::from_utf8_lossy(name.get(..end).unwrap_or_default())
-        .chars()
-        .map(|c| if c.is_control() { '?' } else { c })
-        .collect()
 }
