@@ -63,10 +63,23 @@ pub(crate) fn hand_out(device: Device) -> *mut rutabaga {
     ptr::without_provenance_mut(handle)
 }
 
-/// Ends a handle. The device ends with the last call on it that is under way.
-pub(crate) fn give_back(handle: *mut rutabaga) -> Result<Arc<Device>> {
-    let device = LIVE.write().devices.remove(&handle.addr());
-    device.ok_or(Error::Handle(handle.addr()))
+/// Ends a handle, and its device.
+pub(crate) fn give_back(handle: *mut rutabaga) -> Result<()> {
+    let mut live = LIVE.write();
+    let device = live.devices.get(&handle.addr());
+    if device
+        .ok_or(Error::Handle(handle.addr()))?
+        .is_calling_back()
+    {
+        return Err(Error::Callback);
+    }
+    let device = live.devices.remove(&handle.addr());
+    // A callback that is under way may call us.
+    drop(live);
+    if let Some(device) = device {
+        device.end();
+    }
+    Ok(())
 }
 
 /// Copies a structure of the caller.

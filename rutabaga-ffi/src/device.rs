@@ -5,6 +5,7 @@
 //! see it. Whoever of the two can have it, has it.
 
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -33,7 +34,7 @@ pub(crate) type Reached = Box<dyn Fn(&rutabaga_fence) + Send>;
 /// A device.
 pub(crate) struct Device {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
     /// The VMM's debug callback. Last: the parts above have something to say when they end.
     pub(crate) messages: Option<Listening>,
 }
@@ -79,9 +80,28 @@ impl Device {
             .spawn(move || call_back(&served, &reached));
         Ok(Self {
             shared,
-            thread: Some(thread.map_err(|error| Error::System("a thread", error))?),
+            thread: Mutex::new(Some(
+                thread.map_err(|error| Error::System("a thread", error))?,
+            )),
             messages: None,
         })
+    }
+
+    /// Whether this is called from the fence callback.
+    pub(crate) fn is_calling_back(&self) -> bool {
+        let thread = self.thread.lock();
+        let thread = thread.as_ref().map(|thread| thread.thread().id());
+        thread == Some(thread::current().id())
+    }
+
+    /// No callback is under way, or comes, after this returns. Not for the callback itself.
+    pub(crate) fn end(&self) {
+        self.shared.fences.end();
+        let thread = self.thread.lock().take();
+        if let Some(thread) = thread {
+            // It catches what there is to catch.
+            let _ = thread.join();
+        }
     }
 
     /// Runs on the renderers, one caller at a time.
@@ -92,31 +112,22 @@ impl Device {
 
 impl Drop for Device {
     fn drop(&mut self) {
-        self.shared.fences.end();
-        let Some(thread) = self.thread.take() else {
-            return;
-        };
-        // The VMM may finish a device from its fence callback: the thread ends after that.
-        if thread.thread().id() != thread::current().id() {
-            // It catches what there is to catch.
-            let _ = thread.join();
-        }
+        // One that was not handed out.
+        self.end();
     }
 }
 
 /// The fence thread: callbacks in order, one at a time, with no lock held.
 fn call_back(shared: &Shared, reached: &Reached) {
     while shared.fences.sleep() {
-        let ready = {
+        let look = || {
             let mut core = shared.core.lock();
             core.ours.look();
             shared.fences.take_reached(|fence| core.ours.reached(fence))
         };
-        for fence in ready {
-            // A callback may have finished the device.
-            if !shared.fences.ended() {
-                reached(&fence);
-            }
+        // A panic costs one look, not all later fences.
+        for fence in catch_unwind(AssertUnwindSafe(look)).unwrap_or_default() {
+            reached(&fence);
         }
     }
 }

@@ -19,6 +19,8 @@ pub(crate) enum Error {
     /// A mistake somewhere below.
     #[error("panic; its message is on stderr")]
     Panic,
+    #[error("a device cannot be finished by its own callback")]
+    Callback,
     #[error("{0:#x} is no device: it was finished, or never initialised")]
     Handle(usize),
     #[error("{0} is NULL or not aligned")]
@@ -81,6 +83,7 @@ impl Error {
             Self::Ours(error) => ours(error),
             Self::Limit { .. } | Self::Full(_) => libc::ENOMEM,
             Self::NotServed(_) | Self::NoExport(_) => libc::EOPNOTSUPP,
+            Self::Callback => libc::EDEADLK,
             Self::Provider(_) => libc::ENODEV,
             Self::System(_, error) | Self::Proc(_, error) => {
                 error.raw_os_error().unwrap_or(libc::EIO)

@@ -124,11 +124,6 @@ impl Fences {
         self.wake.notify_all();
     }
 
-    /// Whether nobody waits any more.
-    pub(crate) fn ended(&self) -> bool {
-        self.queue.lock().end
-    }
-
     /// Sleeps until something may have been reached. False when nobody waits any more.
     pub(crate) fn sleep(&self) -> bool {
         let mut queue = self.queue.lock();

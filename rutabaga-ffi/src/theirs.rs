@@ -39,6 +39,9 @@ pub(crate) struct Wanted {
 pub(crate) struct Theirs {
     rutabaga: Rutabaga,
     contexts: HashSet<u32>,
+    /// It has 2D resources and no contexts. Linux makes one for its console all the same, where there is any capset, and attaches
+    /// its 2D resources to it: such a context is a name here.
+    is_2d: bool,
     /// Bytes that rutabaga_gfx allocated for resources.
     bytes: HashMap<u32, u64>,
     /// Bytes that 2D resources may have.
@@ -69,6 +72,7 @@ impl Theirs {
             0 => RutabagaComponentType::Rutabaga2D,
             _ => RutabagaComponentType::NoneSelected,
         };
+        let is_2d = component == RutabagaComponentType::Rutabaga2D;
         let path = |(path_type, path)| RutabagaPath { path, path_type };
         let paths: Vec<_> = wanted.channels.into_iter().map(path).collect();
         let builder = RutabagaBuilder::new(wanted.capset_mask, handler)
@@ -81,6 +85,7 @@ impl Theirs {
         Ok(Self {
             rutabaga: guarded(|| builder.build())?,
             contexts: HashSet::new(),
+            is_2d,
             bytes: HashMap::new(),
             limit,
         })
@@ -109,22 +114,37 @@ impl Theirs {
     }
 
     pub(crate) fn create_context(&mut self, id: u32, init: u32, name: Option<&str>) -> Result<()> {
-        guarded(|| self.rutabaga.create_context(id, init, name))?;
+        if !self.is_2d || init != 0 {
+            guarded(|| self.rutabaga.create_context(id, init, name))?;
+        }
         self.contexts.insert(id);
         Ok(())
     }
 
     pub(crate) fn destroy_context(&mut self, id: u32) -> Result<()> {
-        self.contexts.remove(&id);
+        if self.contexts.remove(&id) && self.is_2d {
+            return Ok(());
+        }
         guarded(|| self.rutabaga.destroy_context(id))
     }
 
     pub(crate) fn attach(&mut self, context: u32, resource: u32) -> Result<()> {
+        if self.is_name(context, resource) {
+            return Ok(());
+        }
         guarded(|| self.rutabaga.context_attach_resource(context, resource))
     }
 
     pub(crate) fn detach(&mut self, context: u32, resource: u32) -> Result<()> {
+        if self.is_name(context, resource) {
+            return Ok(());
+        }
         guarded(|| self.rutabaga.context_detach_resource(context, resource))
+    }
+
+    /// Whether nothing is to be done to attach: 2D resources are there for all.
+    fn is_name(&self, context: u32, resource: u32) -> bool {
+        self.is_2d && self.has_context(context) && self.has_resource(resource)
     }
 
     pub(crate) fn submit(

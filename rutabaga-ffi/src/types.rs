@@ -297,7 +297,7 @@ pub struct rutabaga_debug {
     pub message: *const c_char,
 }
 
-/// Told when a fence is reached, from a thread of the library, one at a time. It may call the library.
+/// Told when a fence is reached, from a thread of the library, one at a time. It may call the library, but not finish the device.
 pub type rutabaga_fence_callback =
     Option<unsafe extern "C-unwind" fn(user_data: u64, fence: *const rutabaga_fence)>;
 

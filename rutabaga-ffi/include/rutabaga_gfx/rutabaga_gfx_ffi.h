@@ -323,7 +323,7 @@ struct rutabaga_fence {
 };
 
 /*
- Told when a fence is reached, from a thread of the library, one at a time. It may call the library.
+ Told when a fence is reached, from a thread of the library, one at a time. It may call the library, but not finish the device.
  */
 typedef void (*rutabaga_fence_callback)(uint64_t user_data, const struct rutabaga_fence *fence);
 
@@ -582,7 +582,7 @@ int32_t rutabaga_init(const struct rutabaga_builder *builder,
                       struct rutabaga **ptr);
 
 /*
- Ends a device, and sets `*ptr` to NULL. No callback is under way, or comes, after this returns.
+ Ends a device, and sets `*ptr` to NULL. No callback is under way, or comes, after this returns; so none may call this (-EDEADLK).
 
  # Safety
  `ptr` is NULL, which is refused, or can be read and written. Mappings of blobs are not used any more.

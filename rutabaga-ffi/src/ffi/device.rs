@@ -156,7 +156,7 @@ unsafe fn paths(channels: *const rutabaga_channels) -> Result<Vec<(u32, PathBuf)
     Ok(paths)
 }
 
-/// Ends a device, and sets `*ptr` to NULL. No callback is under way, or comes, after this returns.
+/// Ends a device, and sets `*ptr` to NULL. No callback is under way, or comes, after this returns; so none may call this (-EDEADLK).
 ///
 /// # Safety
 /// `ptr` is NULL, which is refused, or can be read and written. Mappings of blobs are not used any more.
@@ -165,7 +165,7 @@ pub unsafe extern "C" fn rutabaga_finish(ptr: *mut *mut rutabaga) -> i32 {
     call("rutabaga_finish", || {
         // SAFETY: as promised by the caller.
         let handle = unsafe { boundary::input(ptr.cast_const(), "ptr") }?;
-        drop(boundary::give_back(handle)?);
+        boundary::give_back(handle)?;
         // SAFETY: as promised by the caller.
         unsafe { boundary::put(ptr, ptr::null_mut(), "ptr") }
     })
