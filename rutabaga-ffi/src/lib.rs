@@ -5,7 +5,7 @@
 //! |---|---|
 //! | [`ffi`], [`types`] | what can be called, with what? |
 //! | `boundary`, `error` | how are pointers, handles and panics kept from doing harm? which number is which error? |
-//! | `device` | who of the two gets a call? |
+//! | `device`, `routing` | what is one device? who of the two gets a call? |
 //! | `ours`, `pages`, `places` | what does a VMM's memory mean to the allocator, and where does it see blobs? |
 //! | `theirs` | what is rutabaga_gfx not trusted with? |
 //! | `fences` | when is the VMM called back? |
@@ -29,6 +29,7 @@ mod messages;
 mod ours;
 mod pages;
 mod places;
+mod routing;
 mod settings;
 mod theirs;
 pub mod types;
