@@ -11,6 +11,7 @@
 //! | `context` | who asks for what? |
 //! | [`quota`] | how much? |
 //! | [`exports`] | which host processes look? |
+//! | [`ratelimit`], [`text`] | what may a guest write into our log? what does an operator mean? |
 //!
 //! A `Guest` belongs to one thread; GPU completion and cleaning of freed spans run on others and meet it through channels.
 
@@ -22,6 +23,8 @@ mod guest;
 mod host;
 pub mod provider;
 pub mod quota;
+pub mod ratelimit;
+pub mod text;
 pub mod window;
 mod work;
 

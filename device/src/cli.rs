@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use hostblob_allocator::provider::{Choice, DeviceSelector, Options};
+use hostblob_allocator::text::parse_size;
 use hostblob_protocol::DEFAULT_CAPSET_ID;
 
 use crate::gpu::{Display, MAX_SIDE};
@@ -190,22 +191,6 @@ fn parse_display(text: &str) -> Result<Display, String> {
         })
 }
 
-/// Bytes, with an optional K, M, G or T.
-fn parse_size(text: &str) -> Result<u64, String> {
-    let (digits, shift) = match text.strip_suffix(['K', 'M', 'G', 'T']) {
-        Some(digits) if text.ends_with('K') => (digits, 10),
-        Some(digits) if text.ends_with('M') => (digits, 20),
-        Some(digits) if text.ends_with('G') => (digits, 30),
-        Some(digits) => (digits, 40),
-        None => (text, 0),
-    };
-    digits
-        .parse::<u64>()
-        .ok()
-        .and_then(|number| number.checked_mul(1 << shift))
-        .ok_or_else(|| "a number of bytes is expected, such as 4096, 512M or 8G".to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -230,18 +215,6 @@ mod tests {
             std::fs::write(path, &page).unwrap();
         }
         assert_eq!(std::fs::read_to_string(path).unwrap_or_default(), page);
-    }
-
-    #[test]
-    fn sizes() {
-        assert_eq!(parse_size("4096"), Ok(4096));
-        assert_eq!(parse_size("3K"), Ok(3 << 10));
-        assert_eq!(parse_size("512M"), Ok(512 << 20));
-        assert_eq!(parse_size("8G"), Ok(8 << 30));
-        assert_eq!(parse_size("1T"), Ok(1 << 40));
-        for bad in ["", "G", "-1", "1.5G", "8g", "8GiB", "99999999999T", "0x10"] {
-            assert!(parse_size(bad).is_err(), "{bad}");
-        }
     }
 
     #[test]

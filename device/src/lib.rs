@@ -9,7 +9,6 @@
 //! | [`transport`] | how do commands get here? |
 //! | [`export`] | how do host processes get at what guests share? |
 //! | [`virtqueue`] | how are they read from guest memory? |
-//! | [`ratelimit`] | what may a guest write into our log? |
 //! | [`shutdown`] | how does everything end? |
 //! | [`cli`], [`daemon`], [`info`] | what does `hostblobd` do with its flags? |
 
@@ -18,7 +17,8 @@ pub mod daemon;
 pub mod export;
 pub mod gpu;
 pub mod info;
-pub mod ratelimit;
 pub mod shutdown;
 pub mod transport;
 pub mod virtqueue;
+
+pub use hostblob_allocator::ratelimit;

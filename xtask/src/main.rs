@@ -31,7 +31,7 @@ enum Command {
     Vm(VmCommand),
     /// Install what the other commands need, and nothing else
     Setup,
-    /// Put hostblobd and the guest library under a prefix
+    /// Put hostblobd and the C libraries under a prefix
     Install(install::Flags),
 }
 

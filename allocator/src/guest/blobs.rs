@@ -203,8 +203,14 @@ impl Guest {
         Ok(key)
     }
 
-    /// RESOURCE_MAP_BLOB: the blob's bytes are the window's from `offset` on.
-    pub fn map_blob(&mut self, resource_id: u32, offset: u64) -> Result<Mapped, Error> {
+    /// `VIRTIO_GPU_MAP_CACHE_*` of a blob that can be mapped: what [`Guest::map_blob`] says too, for those who have to know before.
+    pub fn map_info(&self, resource_id: u32) -> Result<u32, Error> {
+        let memory = self.mappable(resource_id)?.1;
+        Ok(map_info(self.cache_of(memory.memory_type)))
+    }
+
+    /// The memory of a blob that the guest may map.
+    fn mappable(&self, resource_id: u32) -> Result<(MemoryKey, &Memory), Error> {
         let blob = self
             .blobs
             .get(&resource_id)
@@ -213,9 +219,6 @@ impl Guest {
         if !blob.mappable {
             return Err(Error::NotMappable("the blob has no USE_MAPPABLE"));
         }
-        if blob.mapped {
-            return Err(Error::AlreadyMapped(resource_id));
-        }
         let memory = self
             .memories
             .get(&key)
@@ -223,10 +226,18 @@ impl Guest {
         if memory.is_guest_backed() {
             return Err(Error::NotMappable("its bytes are pages of the guest"));
         }
-        let memory_type = memory.memory_type;
-        let placement = self.placement(memory_type);
-        if placement == Placement::Device {
+        if self.placement(memory.memory_type) == Placement::Device {
             return Err(Error::NotMappable("its memory type is not host-visible"));
+        }
+        Ok((key, memory))
+    }
+
+    /// RESOURCE_MAP_BLOB: the blob's bytes are the window's from `offset` on.
+    pub fn map_blob(&mut self, resource_id: u32, offset: u64) -> Result<Mapped, Error> {
+        let (key, memory) = self.mappable(resource_id)?;
+        let (size, memory_type) = (memory.size, memory.memory_type);
+        if self.blobs.get(&resource_id).is_some_and(|blob| blob.mapped) {
+            return Err(Error::AlreadyMapped(resource_id));
         }
         if !offset.is_multiple_of(u64::from(self.capset.page_size)) {
             return Err(Error::Argument {
@@ -235,8 +246,8 @@ impl Guest {
                 expected: "a multiple of the capset's page size",
             });
         }
-        let span = Span::new(offset, memory.size, self.window.size())?;
-        if placement == Placement::Exported {
+        let span = Span::new(offset, size, self.window.size())?;
+        if self.placement(memory_type) == Placement::Exported {
             self.expose(key)?;
         }
         self.place(key, span)?;

@@ -130,6 +130,11 @@ impl Guest {
         self.work.reached(fence.point) && fence.holds.iter().all(is_over)
     }
 
+    /// Waits until the GPU work of a fence is done, for at most [`crate::GPU_TIMEOUT`]: for callers that cannot answer later.
+    pub fn wait(&mut self, fence: &Fence) -> Result<(), Error> {
+        self.wait_for(fence.point)
+    }
+
     /// A fence that is reached when host processes have let go of it. It has no deadline: what the guest wants back is in use.
     pub(super) fn hold(&mut self, until: Until) -> Fence {
         let mut fence = Fence::default();

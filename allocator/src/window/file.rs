@@ -84,6 +84,10 @@ impl SharedFile {
         self.size
     }
 
+    pub(crate) fn address(&self) -> NonNull<u8> {
+        self.base
+    }
+
     /// First byte of a span and its length. The span was made for a file of this size.
     fn bytes(&self, span: Span) -> (*mut u8, usize) {
         assert!(span.end() <= self.size, "a span of another file");

@@ -22,6 +22,7 @@ mod parking;
 mod span;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
@@ -133,6 +134,12 @@ impl Window {
     /// Bytes of the window.
     pub fn size(&self) -> u64 {
         self.shared.file.size()
+    }
+
+    /// The first byte in the addresses of this process, for a VMM that lives here too. All of the window is mapped there, for reading
+    /// and writing, until this value drops.
+    pub fn address(&self) -> NonNull<u8> {
+        self.shared.file.address()
     }
 
     /// Takes a span for `owner`: it reads as zeros.

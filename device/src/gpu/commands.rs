@@ -1,5 +1,6 @@
 //! Decodes the commands of virtio 1.3, 5.7.6.8 to 5.7.6.10, and executes them: one match, each arm one call.
 
+use hostblob_allocator::text::printable;
 use hostblob_allocator::{BlobSpec, Fence, Transfer};
 use hostblob_protocol::virtio_gpu::{
     CapsetInfo, CmdSubmit, CtrlHdr, CtxCreate, F_BLOB_ALIGNMENT, F_CONTEXT_INIT, F_RESOURCE_BLOB,
@@ -377,16 +378,4 @@ fn field(bytes: &[u8], at: usize) -> Result<u32, Fault> {
     let (value, _) =
         U32::read_from_prefix(bytes.get(at..).unwrap_or_default()).map_err(|_| truncated)?;
     Ok(value.get())
-}
-
-/// A guest's name, safe for a terminal.
-fn printable(name: &[u8]) -> String {
-    let end = name
-        .iter()
-        .position(|&byte| byte == 0)
-        .unwrap_or(name.len());
-    String::from_utf8_lossy(name.get(..end).unwrap_or_default())
-        .chars()
-        .map(|c| if c.is_control() { '?' } else { c })
-        .collect()
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask install`: hostblobd and the guest library under a prefix, as a distribution's package would have them.
+//! `cargo xtask install`: hostblobd and the C libraries under a prefix, as a distribution's package would have them.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -9,8 +9,46 @@ use anyhow::{Context, Result};
 use crate::build;
 use crate::progress::{note, step};
 
-/// The version that the library's soname names; grows when a program built before no longer works.
-const SONAME: &str = "libhostblob_guest.so.0";
+/// A C library, as it is built and as it is installed.
+struct Library {
+    package: &'static str,
+    /// Folder of the package.
+    source: &'static str,
+    /// What cargo calls it, without an ending.
+    name: &'static str,
+    /// Whether programs may link it statically.
+    has_archive: bool,
+    /// Folder under lib and include. Programs are to find the one that stands in for another's library when they are told to, not else.
+    folder: &'static str,
+    /// Under include of the package.
+    header: &'static str,
+    /// The pkg-config file.
+    pkg_config: &'static str,
+}
+
+const LIBRARIES: [Library; 2] = [
+    Library {
+        package: "hostblob-guest",
+        source: "guest-ffi",
+        name: "libhostblob_guest",
+        has_archive: true,
+        folder: "",
+        header: "hostblob_guest.h",
+        pkg_config: "hostblob-guest.pc",
+    },
+    Library {
+        package: "hostblob-rutabaga-ffi",
+        source: "rutabaga-ffi",
+        name: "librutabaga_gfx_ffi",
+        has_archive: false,
+        folder: "hostblob",
+        header: "rutabaga_gfx/rutabaga_gfx_ffi.h",
+        pkg_config: "hostblob.pc",
+    },
+];
+
+/// The version that the libraries' sonames name; grows when a program built before no longer works.
+const SONAME_VERSION: &str = ".so.0";
 
 /// Where to.
 #[derive(Debug, Clone, clap::Args)]
@@ -32,41 +70,58 @@ pub fn run(flags: &Flags) -> Result<()> {
     let hostblobd = step("building hostblobd", || {
         build::host_binary("hostblob-device", "hostblobd")
     })?;
-    let libraries = step("building the guest library", || {
-        build::host_library("hostblob-guest")
-    })?;
-    let source = build::workspace().join("guest-ffi");
     copy(&hostblobd, &root.join("bin/hostblobd"), 0o755)?;
-    copy(
-        &libraries.join("libhostblob_guest.a"),
-        &root.join("lib/libhostblob_guest.a"),
-        0o644,
-    )?;
-    copy(
-        &libraries.join("libhostblob_guest.so"),
-        &root.join("lib").join(SONAME),
-        0o755,
-    )?;
-    let link = root.join("lib/libhostblob_guest.so");
-    let _ = fs::remove_file(&link);
-    symlink(SONAME, &link).with_context(|| format!("cannot make {}", link.display()))?;
-    copy(
-        &source.join("include/hostblob_guest.h"),
-        &root.join("include/hostblob_guest.h"),
-        0o644,
-    )?;
-    let template = fs::read_to_string(source.join("hostblob-guest.pc.in"))?;
-    let path = |folder: &str| prefix.join(folder).to_string_lossy().into_owned();
-    let text = template
-        .replace("@prefix@", &prefix.to_string_lossy())
-        .replace("@libdir@", &path("lib"))
-        .replace("@includedir@", &path("include"))
-        .replace("@version@", env!("CARGO_PKG_VERSION"));
-    let target = root.join("lib/pkgconfig/hostblob-guest.pc");
-    make_parent(&target)?;
-    fs::write(&target, text).with_context(|| format!("cannot write {}", target.display()))?;
+    for library in &LIBRARIES {
+        library.install(&prefix, &root)?;
+    }
     note(&format!("installed under {}", root.display()));
     Ok(())
+}
+
+impl Library {
+    /// `prefix` is where it will be, `root` the folder that stands for it now.
+    fn install(&self, prefix: &Path, root: &Path) -> Result<()> {
+        let built = step(&format!("building {}", self.name), || {
+            build::host_library(self.package)
+        })?;
+        let source = build::workspace().join(self.source);
+        let parts = |kind| {
+            [kind, self.folder]
+                .into_iter()
+                .filter(|part| !part.is_empty())
+        };
+        let (lib, include): (PathBuf, PathBuf) =
+            (parts("lib").collect(), parts("include").collect());
+        let file = |ending: &str| format!("{}{ending}", self.name);
+        if self.has_archive {
+            let archive = file(".a");
+            copy(
+                &built.join(&archive),
+                &root.join(&lib).join(&archive),
+                0o644,
+            )?;
+        }
+        let versioned = file(SONAME_VERSION);
+        let library = root.join(&lib).join(&versioned);
+        copy(&built.join(file(".so")), &library, 0o755)?;
+        let link = root.join(&lib).join(file(".so"));
+        let _ = fs::remove_file(&link);
+        symlink(&versioned, &link).with_context(|| format!("cannot make {}", link.display()))?;
+        copy(
+            &source.join("include").join(self.header),
+            &root.join(&include).join(self.header),
+            0o644,
+        )?;
+        let template = fs::read_to_string(source.join(format!("{}.in", self.pkg_config)))?;
+        let text = template
+            .replace("@prefix@", &prefix.to_string_lossy())
+            .replace("@libdir@", &prefix.join(&lib).to_string_lossy())
+            .replace("@includedir@", &prefix.join(&include).to_string_lossy())
+            .replace("@version@", env!("CARGO_PKG_VERSION"));
+        let target = root.join("lib/pkgconfig").join(self.pkg_config);
+        make_parent(&target)?;
+        fs::write(&target, text).with_context(|| format!("cannot write {}", target.display()))
+    }
 }
 
 fn make_parent(path: &Path) -> Result<()> {
