@@ -9,7 +9,7 @@ use hostblob_allocator::text::printable;
 use hostblob_allocator::{
     BlobSpec, Error as Refusal, Fence, Guest, Host, Outside, Transfer, Waker, provider,
 };
-use hostblob_capset::{BlobMem, VERSION, WindowMode};
+use hostblob_capset::{BlobMem, VERSION};
 use hostblob_protocol::virtio_gpu::MAX_RINGS;
 use libc::iovec;
 
@@ -61,11 +61,11 @@ impl Ours {
             value: format!("{:?}", settings.limits),
             reason: error.to_string(),
         })?;
-        let guest = host.guest_with_mode(WindowMode::OnDemand, waker);
+        // A blob's bytes are the window's, always: nothing is put over its addresses here.
+        let guest = host.guest(waker);
         let guest = guest.map_err(|error| Error::System("the window", error))?;
         let mut capset = host.capset().clone();
         capset.blob_mem = BlobMem::all();
-        capset.window_mode = WindowMode::OnDemand;
         Ok(Self {
             places: Places::new(guest.window().size(), capset.page_size.into()),
             guest,

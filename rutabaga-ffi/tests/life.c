@@ -314,7 +314,7 @@ static void life(void)
     uint32_t announced, window_mode;
     memcpy(&announced, capset, 4);
     memcpy(&window_mode, capset + 20, 4);
-    CHECK(announced == 1024 && window_mode == 1 && capset[1016] == 0x0e);
+    CHECK(announced == 1024 && window_mode == 0 && capset[1016] == 0x0e);
     CHECK(all_are(capset + 1024, 4, 0xa5));
     unsigned char part[8] = { 0 };
     IS(0, rutabaga_get_capset(device, OURS, 1, part, 4));
