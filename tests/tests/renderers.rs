@@ -137,6 +137,10 @@ fn ours_a_2d_resource_and_a_wayland_client_at_once() {
         assert_eq!(*pixel, [red, green, blue], "at {x}, 400 of the screen");
     }
 
+    let text = pixels[..640 * 240].iter();
+    let text = text.filter(|pixel| **pixel != [0; 3]).count();
+    assert!((100..10_000).contains(&text), "{text} pixels of console");
+
     let (width, pixels) = weston.screenshot();
     assert_eq!((width, pixels.len()), (640, 640 * 480));
     let guests = pixels.iter().filter(|pixel| **pixel == [0, 0x80, 0xff]);

@@ -91,8 +91,9 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// The lower half: a console may write above.
+/// The lower half; the console has the upper one.
 fn draw_on_the_screen() -> Result<()> {
+    std::fs::write("/dev/tty0", "A guest of hostblob.\n").context("/dev/tty0")?;
     let screen = OpenOptions::new().write(true).open("/dev/fb0");
     let mut screen = screen.context("/dev/fb0")?;
     let row: Vec<u8> = (0..640_u32).flat_map(|x| (x * 3).to_le_bytes()).collect();

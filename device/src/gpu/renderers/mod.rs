@@ -9,7 +9,7 @@
 //! | `fences.rs` | when work is over |
 //! | `pages.rs` | pages of the guest, as addresses |
 //!
-//! Which command comes here says [`super::routing`].
+//! Which command comes here says `routing.rs`.
 
 mod fences;
 mod guest;
@@ -158,6 +158,12 @@ impl Renderers {
         let built_in = |name: &&String| BUILT_IN.contains(&name.as_str());
         if let Some(name) = offer.capsets.iter().find(|name| !built_in(name)) {
             return Err(RendererError::NotBuilt(name.clone()));
+        }
+        if offer.is_empty() {
+            // Rutabaga would take it for everything.
+            return Err(RendererError::NotStarted(
+                "nothing is to be offered".to_owned(),
+            ));
         }
         let thread = Thread::start(&offer)?;
         let capsets = thread.capsets.clone();
@@ -435,6 +441,9 @@ fn join(pieces: &[Piece]) -> Vec<Piece> {
 ///
 /// The lowest free number is at most the count of those that are open, and close to it.
 fn descriptors_left(count: u32) -> Result<(), Fault> {
+    if count == 0 {
+        return Ok(());
+    }
     let limit = rustix::process::getrlimit(Limit::Nofile)
         .current
         .unwrap_or(u64::MAX)

@@ -705,6 +705,7 @@ fn what_cannot_be_offered_is_told_at_the_start() {
     );
     std::fs::write(&path, "a file").unwrap();
     assert!(start(Some(&path), &[]).contains("no compositor answers"));
+    assert!(start(None, &[]).contains("nothing is to be offered"));
     for name in ["", "cross-domain", "magma", "gfxstream-vulkan", "nonsense"] {
         assert!(start(None, &[name]).contains("--capsets"), "{name}");
     }
