@@ -72,6 +72,23 @@ struct Wait {
 
 #[derive(Debug, Default)]
 #[repr(C)]
+struct Execute {
+    flags: u32,
+    size: u32,
+    command: u64,
+    bo_handles: u64,
+    num_bo_handles: u32,
+    fence_fd: i32,
+    ring_idx: u32,
+    syncobj_stride: u32,
+    num_in_syncobjs: u32,
+    num_out_syncobjs: u32,
+    in_syncobjs: u64,
+    out_syncobjs: u64,
+}
+
+#[derive(Debug, Default)]
+#[repr(C)]
 struct Transfer {
     handle: u32,
     /// `x`, `y`, `z`, `w`, `h`, `d`.
@@ -84,6 +101,7 @@ struct Transfer {
 
 const GEM_CLOSE: Opcode = opcode::write::<GemClose>(b'd', 0x09);
 const MAP: Opcode = opcode::read_write::<Map>(b'd', 0x41);
+const EXECUTE: Opcode = opcode::read_write::<Execute>(b'd', 0x42);
 const TRANSFER_FROM_HOST: Opcode = opcode::read_write::<Transfer>(b'd', 0x46);
 const TRANSFER_TO_HOST: Opcode = opcode::read_write::<Transfer>(b'd', 0x47);
 const WAIT: Opcode = opcode::read_write::<Wait>(b'd', 0x48);
@@ -133,6 +151,11 @@ pub struct Mapped {
 impl Node {
     /// A context of our capset on the first node that takes one.
     pub fn open() -> Result<Self> {
+        Self::open_for(CAPSET_ID)
+    }
+
+    /// A context of this capset on the first node that takes one.
+    pub fn open_for(capset: u64) -> Result<Self> {
         let mut nodes: Vec<PathBuf> = std::fs::read_dir("/dev/dri")
             .context("/dev/dri")?
             .filter_map(|entry| Some(entry.ok()?.path()))
@@ -144,7 +167,7 @@ impl Node {
             let node = Self(fd);
             let param = SetParam {
                 param: 1,
-                value: CAPSET_ID,
+                value: capset,
             };
             let mut init = ContextInit {
                 num_params: 1,
@@ -155,7 +178,7 @@ impl Node {
                 return Ok(node);
             }
         }
-        bail!("no render node takes a context of capset {CAPSET_ID}: {nodes:?}")
+        bail!("no render node takes a context of capset {capset}: {nodes:?}")
     }
 
     fn call<T>(&self, opcode: Opcode, argument: &mut T) -> Result<(), rustix::io::Errno> {
@@ -248,6 +271,19 @@ impl Node {
         self.wait(blob)
     }
 
+    /// EXECBUFFER with a fence on `blob`: SUBMIT_3D of these bytes. [`Node::wait`] waits for its end.
+    pub fn submit(&self, command: &[u8], blob: &RawBlob) -> Result<()> {
+        let handles = [blob.handle];
+        let mut execute = Execute {
+            size: u32::try_from(command.len())?,
+            command: command.as_ptr().expose_provenance() as u64,
+            bo_handles: handles.as_ptr().expose_provenance() as u64,
+            num_bo_handles: 1,
+            ..Execute::default()
+        };
+        self.call(EXECUTE, &mut execute).context("EXECBUFFER")
+    }
+
     /// WAIT: the host has executed what was sent for this blob.
     pub fn wait(&self, blob: &RawBlob) -> Result<()> {
         let mut wait = Wait {
@@ -268,6 +304,21 @@ impl Node {
 }
 
 impl Mapped {
+    /// Memory of this process, aligned as a blob is.
+    pub fn anonymous(size: u64) -> Result<Self> {
+        let size = usize::try_from(size)?;
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice: no memory of ours changes.
+        let address = unsafe {
+            rustix::mm::mmap_anonymous(std::ptr::null_mut(), size, protection, MapFlags::PRIVATE)
+        };
+        let address = NonNull::new(address.context("mmap of memory")?.cast());
+        Ok(Self {
+            address: address.context("mmap gave null")?,
+            size,
+        })
+    }
+
     /// 64-bit words.
     pub fn words(&self) -> usize {
         self.size / 8
@@ -297,6 +348,21 @@ impl Mapped {
         for index in (0..self.words()).step_by(512) {
             self.store(index, 1);
         }
+    }
+
+    /// Writes all of it, from `bytes` of the same size.
+    pub fn copy_from(&self, bytes: &[u8]) {
+        assert!(bytes.len() == self.size);
+        // SAFETY: as large as `bytes` by the assertion, mapped until drop; ordinary memory of this process is elsewhere.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.address.as_ptr().cast(), self.size)
+        };
+    }
+
+    /// Writes all of it.
+    pub fn fill(&mut self, value: u64) {
+        // SAFETY: mapped until drop, aligned to a page, written by nobody else through `&mut`: only memory of this process is filled.
+        unsafe { std::slice::from_raw_parts_mut(self.address.as_ptr(), self.words()) }.fill(value);
     }
 
     /// The first word that is not 0.

@@ -42,6 +42,26 @@ const VALIDATION: &[Need] = &[Need {
     files: &["/usr/share/vulkan/explicit_layer.d/*validation*.json"],
 }];
 
+const BENCH: &[Need] = &[
+    Need {
+        package: "xvfb",
+        files: &["/usr/bin/Xvfb"],
+    },
+    Need {
+        package: "strace",
+        files: &["/usr/bin/strace"],
+    },
+    Need {
+        package: "valgrind",
+        files: &["/usr/bin/valgrind"],
+    },
+    // The bench links a peer that is written in C++.
+    Need {
+        package: "g++",
+        files: &["/usr/bin/c++"],
+    },
+];
+
 /// How much of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Extent {
@@ -49,19 +69,21 @@ pub enum Extent {
     Run,
     /// To test as well.
     Test,
+    /// To measure.
+    Bench,
 }
 
 /// Installs what is missing, with apt-get when allowed; else says which line to run.
 pub fn ensure(extent: Extent) -> Result<()> {
-    let layers = if extent == Extent::Test {
-        VALIDATION
-    } else {
-        &[]
+    let more = match extent {
+        Extent::Run => &[],
+        Extent::Test => VALIDATION,
+        Extent::Bench => BENCH,
     };
     let missing: Vec<&str> = VULKAN
         .iter()
         .chain(GL)
-        .chain(layers)
+        .chain(more)
         .filter(|need| !need.files.iter().any(|pattern| exists(pattern)))
         .map(|need| need.package)
         .collect();

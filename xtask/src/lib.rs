@@ -6,6 +6,7 @@
 //! | [`apt`] | how do Debian's packages get there? |
 //! | [`host_packages`] | does this host have a Vulkan driver? |
 //! | [`environment`] | which QEMU, which guest kernel? |
+//! | [`peers`] | what is hostblob measured against? |
 //! | [`initramfs`] | what does the guest boot into? |
 //! | [`vm`] | how does a program run in the guest? |
 //! | [`daemon`] | how is hostblobd started and ended? |
@@ -20,5 +21,6 @@ pub mod daemon;
 pub mod environment;
 pub mod host_packages;
 pub mod initramfs;
+pub mod peers;
 pub mod progress;
 pub mod vm;
