@@ -287,8 +287,14 @@ pub fn copies(node: &Node) -> Result<Vec<Series>> {
         let [mut to_blob, mut to_ram] =
             [Row::CopyToBlob, Row::CopyToRam].map(|row| Series::new(row, size, 1));
         for _ in 0..count {
-            to_blob.time(|| Ok(held.1.copy_from(&source)))?;
-            to_ram.time(|| Ok(ram.copy_from(&source)))?;
+            to_blob.time(|| {
+                held.1.copy_from(&source);
+                Ok(())
+            })?;
+            to_ram.time(|| {
+                ram.copy_from(&source);
+                Ok(())
+            })?;
         }
         node.release(held)?;
         all.extend([to_blob, to_ram]);
@@ -298,7 +304,10 @@ pub fn copies(node: &Node) -> Result<Vec<Series>> {
     let mut memset = Series::new(Row::WarmMemset, 64 * MIB, 0);
     for value in 0..COPIES[3].1 {
         // Not bytes that are all the same: memset's string instruction is slow where it is emulated.
-        memset.time(|| Ok(std::hint::black_box(&mut warm).fill(value as u64)))?;
+        memset.time(|| {
+            std::hint::black_box(&mut warm).fill(value as u64);
+            Ok(())
+        })?;
     }
     all.push(memset);
     Ok(all)
