@@ -351,10 +351,14 @@ fn work(data: &Data) -> String {
     for (row, title) in [
         ("calls: create + map", "system calls: creation, clean range"),
         ("calls: unmap + unref", "system calls: end"),
+        ("calls: life", "system calls: life, one after the other"),
     ] {
         let value = short(data.median(&Key::new(DEVICE, row)));
         table.row(title, vec![value, NONE.to_owned()]);
     }
+    let lives = [0, 10_000].iter();
+    let lives = lives.map(|&live| short(data.median(&Key::new(DEVICE, "life").live(live))));
+    table.row("microseconds: life, one after the other", lives.collect());
     let bookkeeping = short(data.median(&Key::new(DEVICE, "bookkeeping").live(10_000)));
     table.row("bytes of bookkeeping", vec![NONE.to_owned(), bookkeeping]);
     let mut text = table.text(

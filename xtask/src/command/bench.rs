@@ -2,9 +2,9 @@
 //!
 //! | module | measures |
 //! |---|---|
-//! | [`guests`] | what a guest waits for, under hostblobd and under other devices, in turn |
-//! | [`host`] | the library and the daemon without a virtual machine: times, instructions, system calls, bytes |
-//! | [`traced`] | what a daemon asks of its kernel |
+//! | `guests` | what a guest waits for, under hostblobd and under other devices, in turn |
+//! | `host` | the library and the daemon without a virtual machine: times, instructions, system calls, bytes |
+//! | `traced` | what a daemon asks of its kernel |
 //!
 //! All of it goes, as records, into one file, from which the program `report` of the package `hostblob-benches` makes the report.
 

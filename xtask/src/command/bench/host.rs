@@ -17,6 +17,9 @@ const DEVICE: &str = "hostblob, no transport";
 /// Blobs for callgrind, which makes everything 50 times slower.
 const LIVES: usize = 2_000;
 
+/// Blobs whose lives are timed: a thousand samples of 20.
+const LIVES_TIMED: usize = 20_000;
+
 /// Blobs that live while bookkeeping is measured.
 const LIVE: usize = 10_000;
 
@@ -42,6 +45,14 @@ pub(super) fn measure(programs: &Programs, quick: bool, records: &mut Records) -
         instructions(programs, records)
     })?;
     step("system calls of each command", || calls(programs, records))?;
+    step("time of a blob's life in the device", || {
+        for among in AMONG {
+            let arguments = [LIVES, among, LIVES_TIMED].map(|number| number.to_string());
+            let text = output(programs.command("commands").args(arguments))?;
+            records.take(&text, &[("system", json!(DEVICE))])?;
+        }
+        Ok(())
+    })?;
     step("bytes of each blob", || {
         let text = output(programs.command("bytes").arg(LIVE.to_string()))?;
         records.take(&text, &[("system", json!(DEVICE))]).map(drop)
@@ -65,7 +76,7 @@ fn instructions(programs: &Programs, records: &mut Records) -> Result<()> {
             .args(["--quiet", "--tool=callgrind"])
             .arg(format!("--callgrind-out-file={}", file.display()))
             .arg(program.get_program())
-            .args([LIVES.to_string(), among.to_string()]);
+            .args([LIVES, among, LIVES].map(|number| number.to_string()));
         output(&mut command)?;
         let text = apt::run(
             std::process::Command::new("callgrind_annotate")
@@ -76,7 +87,7 @@ fn instructions(programs: &Programs, records: &mut Records) -> Result<()> {
             let number = inclusive(&text, &format!("staged::{stage}"))
                 .with_context(|| format!("callgrind has not seen staged::{stage}"))?;
             let made = matches!(stage, "submit" | "create_blob" | "map_blob");
-            let commands = if made { 2 * LIVES + among } else { 2 * LIVES };
+            let commands = if made { 3 * LIVES + among } else { 3 * LIVES };
             records.add(&json!({
                 "system": DEVICE, "row": format!("instructions: {stage}"), "live": among,
                 "unit": "instructions", "samples": [ratio(number, commands)],
@@ -99,10 +110,14 @@ fn inclusive(text: &str, function: &str) -> Option<u64> {
 /// System calls of the thread that executes, by phase, and of the daemon's other threads with it.
 fn calls(programs: &Programs, records: &mut Records) -> Result<()> {
     let mut command = programs.command("commands");
-    command.args([LIVES.to_string(), "0".to_owned()]);
+    command.args([LIVES.to_string(), "0".to_owned(), LIVES.to_string()]);
     let phases = traced::phases(&command)?;
-    // See benches/bin/commands.rs: setting up, creations in a clean window, ends, the rest.
-    for (row, phase) in [("calls: create + map", 1), ("calls: unmap + unref", 2)] {
+    // See benches/bin/commands.rs: setting up, creations in a clean window, ends, lives one after the other, the rest.
+    for (row, phase) in [
+        ("calls: create + map", 1),
+        ("calls: unmap + unref", 2),
+        ("calls: life", 3),
+    ] {
         let calls = phases.get(phase).context("the program has lost a phase")?;
         records.count(DEVICE, row, "calls", ratio(calls.total(), LIVES))?;
         for (name, number) in calls.most(3) {
