@@ -17,6 +17,8 @@ const THREADS: [usize; 3] = [1, 2, 4];
 struct Extents {
     rounds: u32,
     samples: usize,
+    /// Of the long batches of several threads.
+    thread_samples: usize,
     /// Bytes that are held while the pool's are counted.
     held: u64,
 }
@@ -24,11 +26,13 @@ struct Extents {
 const FULL: Extents = Extents {
     rounds: 5,
     samples: 250,
+    thread_samples: 100,
     held: 512 << 20,
 };
 const QUICK: Extents = Extents {
     rounds: 2,
     samples: 10,
+    thread_samples: 5,
     held: 64 << 20,
 };
 
@@ -104,12 +108,12 @@ fn together<A: Suballocator>(
     let keep = allocator.allocate(SMALL)?;
     // Batches are long beside the wake-up of a thread. Malloc's mixed ones are a hundred times slower: shorter.
     for (row, sizes, batch) in [
-        ("pair of threads", vec![SMALL], 8192),
+        ("pair of threads", vec![SMALL], 4096),
         (
             "mixed pair of threads",
             mixed_sizes(),
             if allocator.block_bytes().is_some() {
-                8192
+                4096
             } else {
                 256
             },
@@ -118,7 +122,7 @@ fn together<A: Suballocator>(
         let record = Record {
             threads: u64::try_from(threads)?,
             round,
-            samples: pairs(allocator, threads, &sizes, batch, extents.samples)?,
+            samples: pairs(allocator, threads, &sizes, batch, extents.thread_samples)?,
             ..Record::new(name, row, "ns")
         };
         record.print()?;

@@ -25,6 +25,8 @@ struct Frame {
     y: &'static str,
     log_x: bool,
     log_y: bool,
+    /// Where the names of the lines cover none of them.
+    names: SeriesLabelPosition,
 }
 
 /// File names and their SVG; a plot for which nothing was measured is left out.
@@ -66,6 +68,7 @@ fn latency_frame() -> Frame {
         y: "microseconds",
         log_x: true,
         log_y: true,
+        names: SeriesLabelPosition::UpperLeft,
     }
 }
 
@@ -91,6 +94,7 @@ fn distribution_frame() -> Frame {
         y: "percent of blobs that are faster",
         log_x: true,
         log_y: false,
+        names: SeriesLabelPosition::LowerRight,
     }
 }
 
@@ -116,6 +120,7 @@ fn throughput_frame() -> Frame {
         y: "GB/s",
         log_x: true,
         log_y: true,
+        names: SeriesLabelPosition::LowerRight,
     }
 }
 
@@ -149,6 +154,7 @@ fn resident_frame() -> Frame {
         y: "MiB with pages",
         log_x: false,
         log_y: false,
+        names: SeriesLabelPosition::UpperRight,
     }
 }
 
@@ -173,7 +179,7 @@ fn plot(frame: &Frame, lines: &[Line]) -> Result<String> {
         let low = values().fold(f64::INFINITY, f64::min);
         let high = values().fold(f64::NEG_INFINITY, f64::max);
         if log {
-            low.max(1e-3) / 1.2..high.max(1e-3) * 1.5
+            low.max(1e-3) / 1.5..high.max(1e-3) * 2.0
         } else {
             0.0..(high * 1.1).max(1.0)
         }
@@ -229,7 +235,7 @@ where
             .configure_series_labels()
             .background_style(WHITE.mix(0.8))
             .border_style(BLACK)
-            .position(SeriesLabelPosition::UpperLeft)
+            .position(frame.names.clone())
             .draw()
             .map_err(|error| failed(&error))?;
         area.present().map_err(|error| failed(&error))?;
