@@ -1,14 +1,26 @@
-//! What the benchmarks measure: the device without a transport, and the library over the local socket. Plain memory stands behind both,
-//! so that no GPU driver is measured.
+//! What is measured of hostblob, beside what, and the report that `cargo xtask bench` makes of it.
 //!
-//! | file | measures |
+//! | here | does |
 //! |---|---|
-//! | `execute.rs` | commands of the control queue, decoded and executed |
-//! | `library.rs` | allocate and free of the guest library |
+//! | [`suballocators`] | the guest library, VMA, gpu-allocator and malloc behind one trait |
+//! | [`transfers`] | fills and copies: by the guest library, and by Vulkan itself |
+//! | [`vulkan`] | the device that the peers use |
+//! | [`record`] | the lines that every program of the bench prints |
+//! | [`report`] | tables, bars and plots from them |
+//! | [`Driver`], [`Served`] | the device without a transport; a local socket: both over plain memory, so that no GPU driver is measured |
+//! | `execute.rs`, `library.rs` | the same for `cargo bench`, which compares with the run before |
 //!
-//! What a guest sees, through its kernel and a VMM, is measured by the program `latency` of the package `hostblob-tests`.
+//! The programs in `bin/` measure one thing each. What a guest sees, through its kernel and a VMM, is measured by the program `latency` of
+//! the package `hostblob-tests`.
 
 #![allow(clippy::expect_used, reason = "a measurement that cannot be made ends")]
+
+pub mod record;
+pub mod report;
+pub mod staged;
+pub mod suballocators;
+pub mod transfers;
+pub mod vulkan;
 
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
@@ -16,7 +28,7 @@ use std::thread::JoinHandle;
 
 use hostblob_allocator::provider::{Choice, Options, open};
 use hostblob_allocator::{Config, Host};
-use hostblob_device::gpu::{BlobMem, Gpu, NoPages};
+use hostblob_device::gpu::{BlobMem, Gpu};
 use hostblob_device::shutdown::Shutdown;
 use hostblob_device::transport;
 use hostblob_guest::{Device, OpenOptions};
@@ -27,6 +39,7 @@ use hostblob_protocol::virtio_gpu::{
     CmdSubmit, CtrlHdr, CtxCreate, ResourceCreateBlob, ResourceMapBlob, ResourceOnly, blob_flag,
     blob_mem, cmd, resp,
 };
+use staged::Stage;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Bytes of the blobs that the device is measured with.
@@ -34,19 +47,35 @@ pub const PAGE: u64 = 4096;
 /// The one context.
 const CONTEXT: u32 = 1;
 
+/// Whether the first argument is `quick`; the other one is `full`.
+///
+/// # Errors
+/// Where it is neither.
+pub fn is_quick() -> anyhow::Result<bool> {
+    match std::env::args().nth(1).as_deref() {
+        Some("quick") => Ok(true),
+        Some("full") => Ok(false),
+        other => anyhow::bail!("quick or full, not {other:?}"),
+    }
+}
+
+/// Generous limits.
+pub fn config() -> Config {
+    Config {
+        window_size: 8 << 30,
+        memory_limit: 4 << 30,
+        context_limit: 4 << 30,
+        warm_limit: 128 << 20,
+    }
+}
+
 /// A host of plain memory with generous limits.
 ///
 /// # Panics
 /// Where this machine cannot give address space for the window.
 pub fn host() -> Arc<Host> {
-    let config = Config {
-        window_size: 8 << 30,
-        memory_limit: 4 << 30,
-        context_limit: 4 << 30,
-        warm_limit: 128 << 20,
-    };
     let opened = open(Choice::System, &Options::default()).expect("plain memory needs nothing");
-    Host::new(opened.provider, config).expect("a window of 8 GiB")
+    Host::new(opened.provider, config()).expect("a window of 8 GiB")
 }
 
 /// A device with one context, driven by commands as they stand in the control queue.
@@ -69,27 +98,21 @@ impl Driver {
             context_init: DEFAULT_CAPSET_ID.into(),
             ..CtxCreate::default()
         };
-        driver.run(cmd::CTX_CREATE, &body, resp::OK_NODATA);
+        driver.run(staged::other, cmd::CTX_CREATE, &body, resp::OK_NODATA);
         for _ in 0..live {
             driver.create();
         }
         driver
     }
 
-    fn run<T: IntoBytes + Immutable>(&mut self, kind: u32, body: &T, expected: u32) {
-        let header = CtrlHdr {
-            cmd_type: kind.into(),
-            ctx_id: CONTEXT.into(),
-            ..CtrlHdr::default()
-        };
-        self.send(&[header.as_bytes(), body.as_bytes()].concat(), expected);
+    fn run<T: IntoBytes + Immutable>(&mut self, stage: Stage, kind: u32, body: &T, expected: u32) {
+        let header = header(kind);
+        let command = [header.as_bytes(), body.as_bytes()].concat();
+        self.send(stage, &command, expected);
     }
 
-    fn send(&mut self, command: &[u8], expected: u32) {
-        let response = self
-            .gpu
-            .execute(0, command, &NoPages)
-            .expect("no fence, no waiting");
+    fn send(&mut self, stage: Stage, command: &[u8], expected: u32) {
+        let response = stage(&mut self.gpu, command);
         let header = CtrlHdr::read_from_prefix(response.as_bytes()).map(|(header, _)| header);
         let answered = header.expect("a response has a header").cmd_type.get();
         assert_eq!(answered, expected, "the command was refused");
@@ -113,17 +136,13 @@ impl Driver {
         };
         let envelope = EnvelopeBuilder::new(0).request(create).build();
         let size = u32::try_from(envelope.len()).expect("an envelope is small");
-        let header = CtrlHdr {
-            cmd_type: cmd::SUBMIT_3D.into(),
-            ctx_id: CONTEXT.into(),
-            ..CtrlHdr::default()
-        };
         let body = CmdSubmit {
             size: size.into(),
             ..CmdSubmit::default()
         };
+        let header = header(cmd::SUBMIT_3D);
         let command = [header.as_bytes(), body.as_bytes(), &envelope].concat();
-        self.send(&command, resp::OK_NODATA);
+        self.send(staged::submit, &command, resp::OK_NODATA);
         let blob = ResourceCreateBlob {
             resource_id: resource.into(),
             blob_mem: blob_mem::HOST3D.into(),
@@ -132,14 +151,24 @@ impl Driver {
             blob_id: client_id.into(),
             size: PAGE.into(),
         };
-        self.run(cmd::RESOURCE_CREATE_BLOB, &blob, resp::OK_NODATA);
+        self.run(
+            staged::create_blob,
+            cmd::RESOURCE_CREATE_BLOB,
+            &blob,
+            resp::OK_NODATA,
+        );
         let map = ResourceMapBlob {
             resource_id: resource.into(),
             // Linux places blobs one after the other.
             offset: (client_id * PAGE).into(),
             ..ResourceMapBlob::default()
         };
-        self.run(cmd::RESOURCE_MAP_BLOB, &map, resp::OK_MAP_INFO);
+        self.run(
+            staged::map_blob,
+            cmd::RESOURCE_MAP_BLOB,
+            &map,
+            resp::OK_MAP_INFO,
+        );
         resource
     }
 
@@ -152,11 +181,24 @@ impl Driver {
             resource_id: resource.into(),
             ..ResourceOnly::default()
         };
-        self.run(cmd::RESOURCE_UNMAP_BLOB, &body, resp::OK_NODATA);
-        self.run(cmd::RESOURCE_UNREF, &body, resp::OK_NODATA);
+        self.run(
+            staged::unmap_blob,
+            cmd::RESOURCE_UNMAP_BLOB,
+            &body,
+            resp::OK_NODATA,
+        );
+        self.run(staged::unref, cmd::RESOURCE_UNREF, &body, resp::OK_NODATA);
         if resource + 1 == self.next {
             self.next = resource;
         }
+    }
+}
+
+fn header(kind: u32) -> CtrlHdr {
+    CtrlHdr {
+        cmd_type: kind.into(),
+        ctx_id: CONTEXT.into(),
+        ..CtrlHdr::default()
     }
 }
 

@@ -85,6 +85,23 @@ struct Wait {
 
 #[derive(Debug, Default)]
 #[repr(C)]
+struct Execute {
+    flags: u32,
+    size: u32,
+    command: u64,
+    bo_handles: u64,
+    num_bo_handles: u32,
+    fence_fd: i32,
+    ring_idx: u32,
+    syncobj_stride: u32,
+    num_in_syncobjs: u32,
+    num_out_syncobjs: u32,
+    in_syncobjs: u64,
+    out_syncobjs: u64,
+}
+
+#[derive(Debug, Default)]
+#[repr(C)]
 struct Transfer {
     handle: u32,
     /// `x`, `y`, `z`, `w`, `h`, `d`.
@@ -110,23 +127,6 @@ struct ResourceInfo {
     res_handle: u32,
     size: u32,
     blob_mem: u32,
-}
-
-#[derive(Debug, Default)]
-#[repr(C)]
-struct Execute {
-    flags: u32,
-    size: u32,
-    command: u64,
-    bo_handles: u64,
-    num_bo_handles: u32,
-    fence_fd: i32,
-    ring: u32,
-    syncobj_stride: u32,
-    num_in_syncobjs: u32,
-    num_out_syncobjs: u32,
-    in_syncobjs: u64,
-    out_syncobjs: u64,
 }
 
 #[derive(Debug, Default)]
@@ -231,7 +231,7 @@ pub struct Mapped {
 impl Node {
     /// A context of our capset on the first node that takes one.
     pub fn open() -> Result<Self> {
-        Self::open_with(&[(PARAM_CAPSET_ID, CAPSET_ID)])
+        Self::open_for(CAPSET_ID)
     }
 
     /// A primary node, for mode setting. It has no context.
@@ -239,6 +239,11 @@ impl Node {
         let flags = OFlags::RDWR | OFlags::CLOEXEC;
         let card = rustix::fs::open("/dev/dri/card0", flags, Mode::empty());
         Ok(Self(card.context("/dev/dri/card0")?))
+    }
+
+    /// A context of this capset on the first node that takes one.
+    pub fn open_for(capset: u64) -> Result<Self> {
+        Self::open_with(&[(PARAM_CAPSET_ID, capset)])
     }
 
     /// A context with these parameters on the first node that takes one.
@@ -352,7 +357,7 @@ impl Node {
             size: u32::try_from(command.len())?,
             command: command.as_ptr().expose_provenance() as u64,
             fence_fd: -1,
-            ring: ring.unwrap_or(0),
+            ring_idx: ring.unwrap_or(0),
             ..Execute::default()
         };
         self.call(EXECBUFFER, &mut execute).context("EXECBUFFER")
@@ -451,6 +456,19 @@ impl Node {
         self.wait(blob)
     }
 
+    /// EXECBUFFER with a fence on `blob`: SUBMIT_3D of these bytes. [`Node::wait`] waits for its end.
+    pub fn submit_for(&self, command: &[u8], blob: &RawBlob) -> Result<()> {
+        let handles = [blob.handle];
+        let mut execute = Execute {
+            size: u32::try_from(command.len())?,
+            command: command.as_ptr().expose_provenance() as u64,
+            bo_handles: handles.as_ptr().expose_provenance() as u64,
+            num_bo_handles: 1,
+            ..Execute::default()
+        };
+        self.call(EXECBUFFER, &mut execute).context("EXECBUFFER")
+    }
+
     /// WAIT: the host has executed what was sent for this blob.
     pub fn wait(&self, blob: &RawBlob) -> Result<()> {
         let mut wait = Wait {
@@ -485,6 +503,21 @@ impl Mapped {
         unsafe { std::ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len()) };
     }
 
+    /// Memory of this process, aligned as a blob is.
+    pub fn anonymous(size: u64) -> Result<Self> {
+        let size = usize::try_from(size)?;
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice: no memory of ours changes.
+        let address = unsafe {
+            rustix::mm::mmap_anonymous(std::ptr::null_mut(), size, protection, MapFlags::PRIVATE)
+        };
+        let address = NonNull::new(address.context("mmap of memory")?.cast());
+        Ok(Self {
+            address: address.context("mmap gave null")?,
+            size,
+        })
+    }
+
     /// 64-bit words.
     pub fn words(&self) -> usize {
         self.size / 8
@@ -514,6 +547,21 @@ impl Mapped {
         for index in (0..self.words()).step_by(512) {
             self.store(index, 1);
         }
+    }
+
+    /// Writes all of it, from `bytes` of the same size.
+    pub fn copy_from(&self, bytes: &[u8]) {
+        assert!(bytes.len() == self.size);
+        // SAFETY: as large as `bytes` by the assertion, mapped until drop; ordinary memory of this process is elsewhere.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.address.as_ptr().cast(), self.size)
+        };
+    }
+
+    /// Writes all of it.
+    pub fn fill(&mut self, value: u64) {
+        // SAFETY: mapped until drop, aligned to a page, written by nobody else through `&mut`: only memory of this process is filled.
+        unsafe { std::slice::from_raw_parts_mut(self.address.as_ptr(), self.words()) }.fill(value);
     }
 
     /// The first word that is not 0.

@@ -13,17 +13,14 @@ const DEFAULT_MIRROR: &str = "http://deb.debian.org/debian";
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// Suites that packages are taken from, the first one preferred unless another is asked for.
-const SUITES: [&str; 2] = ["trixie", "trixie-backports"];
-
 /// A private apt state in a folder of its own.
 pub struct Apt {
     folder: PathBuf,
 }
 
 impl Apt {
-    /// Makes the state and fetches the package lists.
-    pub fn new(folder: &Path) -> Result<Self> {
+    /// Makes the state and fetches the package lists of these suites, the first one preferred unless another is asked for.
+    pub fn new(folder: &Path, suites: &[&str]) -> Result<Self> {
         ensure!(
             Path::new(KEYRING).exists(),
             "{KEYRING} is missing: install debian-archive-keyring (this needs a Debian host)"
@@ -33,7 +30,7 @@ impl Apt {
         }
         fs::write(folder.join("status"), "")?;
         let mirror = mirror();
-        let sources: String = SUITES
+        let sources: String = suites
             .iter()
             .map(|suite| format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n"))
             .collect();

@@ -1,5 +1,6 @@
 //! The sub-commands of `cargo xtask`.
 
+pub mod bench;
 pub mod demo;
 pub mod install;
 pub mod setup;

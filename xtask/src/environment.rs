@@ -90,7 +90,7 @@ impl Qemu {
         let what = "fetching QEMU 11 from trixie-backports (some 45 MB)";
         let root = cache::entry(QEMU_ENTRY, what, |folder| {
             let state = folder.join("apt");
-            let apt = Apt::new(&state)?;
+            let apt = Apt::new(&state, &["trixie", "trixie-backports"])?;
             apt.install("trixie-backports", &["qemu-system-x86"], folder)?;
             fs::remove_dir_all(state)?;
             Ok(())
@@ -113,9 +113,12 @@ impl Qemu {
             Qemu::Unpacked(root) => {
                 let usr = root.join("usr");
                 let mut command = Command::new(usr.join("lib64/ld-linux-x86-64.so.2"));
-                command
-                    .arg("--library-path")
-                    .arg(usr.join("lib/x86_64-linux-gnu"));
+                // Of what SDL loads, a part lies in a folder of its own.
+                let libraries = usr.join("lib/x86_64-linux-gnu");
+                let mut path = libraries.clone().into_os_string();
+                path.push(":");
+                path.push(libraries.join("pulseaudio"));
+                command.arg("--library-path").arg(path);
                 command.arg(usr.join("bin/qemu-system-x86_64"));
                 for data in ["share/qemu", "share/seabios", "lib/ipxe/qemu"] {
                     command.arg("-L").arg(usr.join(data));
@@ -143,7 +146,7 @@ impl GuestFiles {
         let what = "fetching the guest kernel from trixie (some 110 MB)";
         let folder = cache::entry(GUEST_ENTRY, what, |folder| {
             let (state, root) = (folder.join("apt"), folder.join("root"));
-            let apt = Apt::new(&state)?;
+            let apt = Apt::new(&state, &["trixie"])?;
             let image = apt.first_dependency("linux-image-amd64")?;
             apt.download(&[&image, "busybox-static"], &root)?;
             take(&root, folder)?;

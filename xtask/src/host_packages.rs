@@ -48,6 +48,26 @@ const COMPOSITOR: &[Need] = &[Need {
     files: &["/usr/bin/weston"],
 }];
 
+const BENCH: &[Need] = &[
+    Need {
+        package: "xvfb",
+        files: &["/usr/bin/Xvfb"],
+    },
+    Need {
+        package: "strace",
+        files: &["/usr/bin/strace"],
+    },
+    Need {
+        package: "valgrind",
+        files: &["/usr/bin/valgrind"],
+    },
+    // The bench links a peer that is written in C++.
+    Need {
+        package: "g++",
+        files: &["/usr/bin/c++"],
+    },
+];
+
 /// How much of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Extent {
@@ -55,18 +75,21 @@ pub enum Extent {
     Run,
     /// To test as well.
     Test,
+    /// To measure.
+    Bench,
 }
 
 /// Installs what is missing, with apt-get when allowed; else says which line to run.
 pub fn ensure(extent: Extent) -> Result<()> {
-    let tests: &[&[Need]] = match extent {
-        Extent::Test => &[VALIDATION, COMPOSITOR],
+    let more: &[&[Need]] = match extent {
         Extent::Run => &[],
+        Extent::Test => &[VALIDATION, COMPOSITOR],
+        Extent::Bench => &[BENCH],
     };
     let missing: Vec<&str> = VULKAN
         .iter()
         .chain(GL)
-        .chain(tests.iter().copied().flatten())
+        .chain(more.iter().copied().flatten())
         .filter(|need| !need.files.iter().any(|pattern| exists(pattern)))
         .map(|need| need.package)
         .collect();

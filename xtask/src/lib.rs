@@ -7,6 +7,7 @@
 //! | [`host_packages`] | does this host have a Vulkan driver? |
 //! | [`environment`] | which QEMU, which guest kernel? |
 //! | [`libraries`] | which libraries do programs of the host need in the guest? |
+//! | [`peers`] | what is hostblob measured against? |
 //! | [`initramfs`] | what does the guest boot into? |
 //! | [`vm`] | how does a program run in the guest? |
 //! | [`daemon`] | how is hostblobd started and ended? |
@@ -22,5 +23,6 @@ pub mod environment;
 pub mod host_packages;
 pub mod initramfs;
 pub mod libraries;
+pub mod peers;
 pub mod progress;
 pub mod vm;

@@ -40,7 +40,7 @@ impl GuestLibraries {
         let what = "fetching the guest's Vulkan driver from trixie (some 60 MB)";
         let folder = cache::entry(ENTRY, what, |folder| {
             let (state, root) = (folder.join("apt"), folder.join("root"));
-            let apt = Apt::new(&state)?;
+            let apt = Apt::new(&state, &["trixie"])?;
             apt.install("trixie", &PACKAGES, &root)?;
             take(&root, folder)?;
             fs::remove_dir_all(state)?;

@@ -81,6 +81,7 @@ pub struct VmBuilder<'a> {
     device: Option<(Transport, PathBuf)>,
     payload: Payload,
     variables: Vec<(String, String)>,
+    host_variables: Vec<(String, OsString)>,
     files: Vec<(PathBuf, String)>,
     arguments: Vec<OsString>,
     memory_mib: u32,
@@ -118,6 +119,7 @@ impl Vm {
             device: None,
             payload: Payload::Shell,
             variables: Vec::new(),
+            host_variables: Vec::new(),
             files: Vec::new(),
             arguments: Vec::new(),
             memory_mib: 512,
@@ -154,6 +156,42 @@ impl Vm {
             std::thread::sleep(Duration::from_millis(10));
         }
         Ok(())
+    }
+
+    /// Types a line on the program's terminal.
+    pub fn type_line(&self, line: &str) -> Result<()> {
+        self.channels.type_line(line)
+    }
+
+    /// Types a line on the program's terminal, and returns what the program prints until its line `done`.
+    pub fn ask(&mut self, line: &str) -> Result<String> {
+        let start = self.channels.output_length();
+        self.type_line(line)?;
+        let mut looked = start;
+        loop {
+            // Looked at only where there is more: the guest's processors need ours.
+            let length = self.channels.output_length();
+            if length > looked {
+                looked = length;
+                let text = self.channels.output_from(start);
+                if text.lines().any(|line| line == "done") {
+                    return Ok(text);
+                }
+            }
+            if self.child.try_wait()?.is_some() || self.channels.exit().is_some() {
+                bail!(
+                    "the guest's program ended before it answered {line:?}:\n{}",
+                    self.report()
+                );
+            }
+            if Instant::now() > self.deadline {
+                bail!(
+                    "the guest did not answer {line:?} in time:\n{}",
+                    self.report()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// QEMU's monitor.
@@ -240,6 +278,13 @@ impl VmBuilder<'_> {
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.variables.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// An environment variable of QEMU.
+    #[must_use]
+    pub fn host_env(mut self, name: &str, value: impl Into<OsString>) -> Self {
+        self.host_variables.push((name.to_owned(), value.into()));
         self
     }
 
@@ -372,6 +417,11 @@ impl VmBuilder<'_> {
             command.args(transport.qemu_arguments(socket));
         }
         command.args(&self.arguments);
+        command.envs(
+            self.host_variables
+                .iter()
+                .map(|(name, value)| (name, value)),
+        );
         Ok(command)
     }
 }

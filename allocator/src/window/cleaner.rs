@@ -3,6 +3,9 @@
 //! It takes dirty parts in chunks, so that whoever waits for one waits for one chunk. While the warm budget lasts, pages are zeroed and
 //! kept; beyond it they are given back by punching a hole.
 //!
+//! It lets freed spans gather for a moment. Who frees and takes the same span at once cleans it faster than two threads agree on it, and
+//! a wake-up for each span costs more than the span's bookkeeping.
+//!
 //! It also looks at the window as a whole from time to time. The VMM has mapped all of it, so a guest kernel can write where no blob is,
 //! and make pages that nobody is charged for. Such pages are given back.
 
@@ -16,6 +19,9 @@ use super::{Shared, Span, State, Use};
 
 /// Most bytes that are cleaned at a time: bounds how long [`super::Window::place`] waits.
 const CHUNK: u64 = 2 << 20;
+
+/// How long freed spans gather: far less than a guest needs from the end of a blob to the place of the next one.
+const GATHER: Duration = Duration::from_micros(50);
 
 /// How often the window is looked at as a whole.
 const SWEEP_PERIOD: Duration = Duration::from_secs(1);
@@ -32,12 +38,40 @@ pub(super) fn spawn(
         .spawn(move || {
             loop {
                 match dirty.recv_timeout(SWEEP_PERIOD) {
-                    Ok(Some(span)) => shared.clean_all(span),
+                    Ok(Some(span)) => {
+                        std::thread::sleep(GATHER);
+                        // Those that are there now: later ones gather again.
+                        let others = dirty.try_iter().take(dirty.len());
+                        let Some(spans) = others.collect::<Option<Vec<Span>>>() else {
+                            return;
+                        };
+                        for span in joined(span, spans) {
+                            shared.clean_all(span);
+                        }
+                    }
                     Ok(None) | Err(RecvTimeoutError::Disconnected) => return,
                     Err(RecvTimeoutError::Timeout) => shared.sweep(SWEEP_SLACK),
                 }
             }
         })
+}
+
+/// The same bytes in as few spans as it goes, in order.
+fn joined(first: Span, mut spans: Vec<Span>) -> Vec<Span> {
+    spans.push(first);
+    spans.sort_unstable_by_key(|span| span.start());
+    let mut joined: Vec<Span> = Vec::new();
+    for span in spans {
+        let both = joined
+            .last()
+            .filter(|last| span.start() <= last.end())
+            .and_then(|last| Span::between(last.start(), last.end().max(span.end())));
+        match (both, joined.last_mut()) {
+            (Some(both), Some(last)) => *last = both,
+            _ => joined.push(span),
+        }
+    }
+    joined
 }
 
 impl Shared {
@@ -117,5 +151,19 @@ impl Shared {
         }
         drop(state);
         self.cleaned.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::PAGE;
+    use super::*;
+
+    #[test]
+    fn spans_that_touch_are_joined() {
+        let span = |first, end| Span::between(first * PAGE, end * PAGE).unwrap();
+        let spans = vec![span(9, 10), span(1, 3), span(4, 6), span(3, 4), span(1, 2)];
+        assert_eq!(joined(span(5, 8), spans), [span(1, 8), span(9, 10)]);
+        assert_eq!(joined(span(2, 3), Vec::new()), [span(2, 3)]);
     }
 }

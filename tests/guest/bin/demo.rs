@@ -41,8 +41,8 @@ fn measure(device: &Device) -> Result<()> {
     println!("guest: how long a guest process waits for memory:");
     println!();
     let mut rows = match device.transport() {
-        TransportKind::Drm => latency::blobs(&Node::open()?, RUNS)?,
-        TransportKind::Socket => latency::blobs(device, RUNS)?,
+        TransportKind::Drm => latency::measure(&Node::open()?, RUNS)?,
+        TransportKind::Socket => latency::measure(device, RUNS)?,
     };
     rows.extend(latency::library(device, RUNS)?);
     print!("{}", latency::table(&rows));

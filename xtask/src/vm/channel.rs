@@ -22,6 +22,7 @@ struct Seen {
 #[derive(Debug, Default)]
 pub(super) struct Channels {
     seen: Mutex<Seen>,
+    input: Mutex<Option<UnixStream>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -37,6 +38,7 @@ impl Channels {
         let program = connect(qemu, &folder.join("program"), deadline)?;
         let control = connect(qemu, &folder.join("control"), deadline)?;
         let channels = Arc::new(Self::default());
+        *lock(&channels.input) = Some(program.try_clone()?);
         let reader = Arc::clone(&channels);
         let output = std::thread::spawn(move || reader.read_output(program, tee));
         let reader = Arc::clone(&channels);
@@ -54,6 +56,23 @@ impl Channels {
 
     pub(super) fn output(&self) -> String {
         String::from_utf8_lossy(&lock(&self.seen).output).into_owned()
+    }
+
+    /// What the program has printed, from its byte `start` on.
+    pub(super) fn output_from(&self, start: usize) -> String {
+        let seen = lock(&self.seen);
+        String::from_utf8_lossy(seen.output.get(start..).unwrap_or_default()).into_owned()
+    }
+
+    pub(super) fn output_length(&self) -> usize {
+        lock(&self.seen).output.len()
+    }
+
+    /// Types a line on the program's port.
+    pub(super) fn type_line(&self, line: &str) -> Result<()> {
+        let mut input = lock(&self.input);
+        let stream = input.as_mut().context("the program's port is closed")?;
+        writeln!(stream, "{line}").context("the guest takes no input")
     }
 
     pub(super) fn boots(&self) -> u32 {
