@@ -61,12 +61,13 @@ const BENCH: &[Need] = &[
         package: "valgrind",
         files: &["/usr/bin/valgrind"],
     },
-    // The bench links a peer that is written in C++.
-    Need {
-        package: "g++",
-        files: &["/usr/bin/c++"],
-    },
 ];
+
+/// The bench, which is built with the tests, links a peer that is written in C++.
+const COMPILER: &[Need] = &[Need {
+    package: "g++",
+    files: &["/usr/bin/c++"],
+}];
 
 /// How much of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,8 +84,8 @@ pub enum Extent {
 pub fn ensure(extent: Extent) -> Result<()> {
     let more: &[&[Need]] = match extent {
         Extent::Run => &[],
-        Extent::Test => &[VALIDATION, COMPOSITOR],
-        Extent::Bench => &[BENCH],
+        Extent::Test => &[VALIDATION, COMPOSITOR, COMPILER],
+        Extent::Bench => &[BENCH, COMPILER],
     };
     let missing: Vec<&str> = VULKAN
         .iter()

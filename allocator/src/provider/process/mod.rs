@@ -8,7 +8,7 @@
 //! ```
 //!
 //! The bytes are in files that this process has, so guests' mappings and contents go on. What a session had attached is told to the next
-//! process when it is used again ([`book`]); device memory is lost. The child is not trusted: whatever it says is checked, and what makes no
+//! process when it is used again (`book.rs`); device memory is lost. The child is not trusted: whatever it says is checked, and what makes no
 //! sense ends it.
 //!
 //! | file | holds |
