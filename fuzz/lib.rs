@@ -14,7 +14,7 @@ fn host() -> &'static Arc<Host> {
             window_size: 2 << 20,
             memory_limit: 1 << 20,
             context_limit: 1 << 20,
-            warm_limit: 0,
+            warm: hostblob_allocator::window::Warmth::up_to(0),
         };
         let opened = open(Choice::System, &Options::default()).expect("plain memory");
         Host::new(opened.provider, config).expect("a host")

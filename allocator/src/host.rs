@@ -10,7 +10,7 @@ use crate::exports::{Exporter, Exports};
 use crate::guest::{Guest, Waker};
 use crate::provider::{Description, ExportKind, Placement, Provider, ProviderKind};
 use crate::quota::{Charge, Exceeded, Level, Quota};
-use crate::window::{PAGE, Window};
+use crate::window::{PAGE, Warmth, Window};
 
 /// Memories and blobs that one context may hold: bounds the tables that a guest can grow.
 pub const MAX_CONTEXT_OBJECTS: u32 = 65536;
@@ -30,8 +30,8 @@ pub struct Config {
     pub memory_limit: u64,
     /// Bytes that one context may hold.
     pub context_limit: u64,
-    /// Bytes of clean pages that each window keeps for reuse.
-    pub warm_limit: u64,
+    /// Clean pages that each window keeps for reuse.
+    pub warm: Warmth,
 }
 
 impl Default for Config {
@@ -40,7 +40,7 @@ impl Default for Config {
             window_size: 8 << 30,
             memory_limit: 4 << 30,
             context_limit: 1 << 30,
-            warm_limit: 128 << 20,
+            warm: Warmth::up_to(128 << 20),
         }
     }
 }
@@ -179,7 +179,7 @@ impl Host {
 
     /// As [`Host::guest`], with a window that the VMM brings: a memfd as [`Window::adopt`] wants it, of [`Config::window_size`] bytes.
     pub fn guest_in(self: &Arc<Self>, window: OwnedFd, waker: Waker) -> std::io::Result<Guest> {
-        let window = Window::adopt(window, self.config.window_size, self.config.warm_limit)?;
+        let window = Window::adopt(window, self.config.window_size, self.config.warm)?;
         Guest::new(Arc::clone(self), window, Reach::Whole, waker)
     }
 
@@ -190,7 +190,7 @@ impl Host {
         window_mode: WindowMode,
         waker: Waker,
     ) -> std::io::Result<Guest> {
-        let window = Window::new(self.config.window_size, self.config.warm_limit)?;
+        let window = Window::new(self.config.window_size, self.config.warm)?;
         let reach = match window_mode {
             WindowMode::Premapped => Reach::Whole,
             WindowMode::OnDemand => Reach::Each,
@@ -200,7 +200,7 @@ impl Host {
 
     /// A new guest of a VMM in this process, that maps each blob by itself ([`Guest::mapping`]): from files, and from addresses.
     pub fn guest_here(self: &Arc<Self>, waker: Waker) -> std::io::Result<Guest> {
-        let window = Window::new(self.config.window_size, self.config.warm_limit)?;
+        let window = Window::new(self.config.window_size, self.config.warm)?;
         Guest::new(Arc::clone(self), window, Reach::Here, waker)
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use hostblob_allocator::provider::{Choice, DeviceSelector, Options};
 use hostblob_allocator::text::parse_size;
+use hostblob_allocator::window::Warmth;
 use hostblob_protocol::DEFAULT_CAPSET_ID;
 
 use crate::gpu::{Display, MAX_SIDE};
@@ -142,6 +143,9 @@ pub struct Serve {
     /// Clean pages that are kept for the next blob
     #[arg(long, value_name = "SIZE", default_value = "128M", value_parser = parse_size)]
     pub warm_limit: u64,
+    /// Seconds until clean pages that nobody took are given back to the host
+    #[arg(long, value_name = "SECONDS", default_value_t = Warmth::TIME.as_secs())]
+    pub warm_time: u64,
     /// Number of our capset. Linux, 6.12 at least, makes contexts of ids up to 30 alone
     #[arg(long, value_name = "ID", default_value_t = DEFAULT_CAPSET_ID, value_parser = clap::value_parser!(u32).range(1..64))]
     pub capset_id: u32,

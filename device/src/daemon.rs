@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hostblob_allocator::exports::{self, Exports};
 use hostblob_allocator::provider::process::{ProcessError, ProcessProvider};
 use hostblob_allocator::provider::{self, Choice, OpenError, Provider};
+use hostblob_allocator::window::Warmth;
 use hostblob_allocator::{Config, ConfigError, Host, Outside};
 use hostblob_capset::WindowMode;
 use parking_lot::Mutex;
@@ -88,7 +89,10 @@ pub(crate) fn serve(flags: &Serve, shutdown: &Shutdown) -> Result<(), DaemonErro
         window_size: flags.window,
         memory_limit: flags.gpu.memory_limit,
         context_limit: flags.context_limit,
-        warm_limit: flags.warm_limit,
+        warm: Warmth {
+            limit: flags.warm_limit,
+            time: Duration::from_secs(flags.warm_time),
+        },
     };
     raise_descriptor_limit();
     let renderers = renderers(flags)?;

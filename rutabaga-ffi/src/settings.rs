@@ -6,6 +6,7 @@ use std::str::FromStr;
 use hostblob_allocator::Config;
 use hostblob_allocator::provider::{Choice, Options};
 use hostblob_allocator::text::parse_size;
+use hostblob_allocator::window::Warmth;
 use hostblob_protocol::DEFAULT_CAPSET_ID;
 
 use crate::error::{Error, Result};
@@ -35,7 +36,10 @@ impl Settings {
             window_size: bytes("HOSTBLOB_WINDOW", limits.window_size)?,
             memory_limit: bytes("HOSTBLOB_MEMORY_LIMIT", limits.memory_limit)?,
             context_limit: bytes("HOSTBLOB_CONTEXT_LIMIT", limits.context_limit)?,
-            warm_limit: bytes("HOSTBLOB_WARM_LIMIT", limits.warm_limit)?,
+            warm: Warmth {
+                limit: bytes("HOSTBLOB_WARM_LIMIT", limits.warm.limit)?,
+                ..limits.warm
+            },
         };
         let device = get("HOSTBLOB_DEVICE").filter(|device| !device.is_empty());
         Ok(Self {

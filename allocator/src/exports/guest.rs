@@ -11,7 +11,7 @@ use super::foreign::Foreign;
 use super::state::{BlobState, GuestId};
 use super::{
     Buffer, Event, ExportError, ExportId, Exports, Layout, MAX_BLOBS, MAX_BUFFERS,
-    MAX_GUEST_BUFFERS,
+    MAX_GUEST_BUFFERS, check_layout,
 };
 
 /// What one guest shows to viewers. Nothing here waits. When it drops, all its blobs are destroyed for viewers.
@@ -62,14 +62,7 @@ impl GuestExports {
                 .get_mut(&id)
                 .filter(|blob| blob.guest == self.guest)
                 .ok_or(ExportError::UnknownBlob(id))?;
-            let end = u64::from(layout.stride)
-                .checked_mul(layout.height.into())
-                .filter(|&bytes| bytes > 0 && layout.width > 0)
-                .and_then(|bytes| bytes.checked_add(layout.offset));
-            if end.is_none_or(|end| end > blob.size) {
-                let size = blob.size;
-                return Err(ExportError::BadLayout { layout, size });
-            }
+            check_layout(layout, blob.size)?;
             if !blob.buffers.contains_key(&layout.offset) {
                 if blob.buffers.len() >= MAX_BUFFERS {
                     let what = "buffers of one blob are published";

@@ -284,5 +284,17 @@ impl Exports {
     }
 }
 
+/// Whether a blob of `size` bytes has room for a buffer.
+pub(crate) fn check_layout(layout: Layout, size: u64) -> Result<(), ExportError> {
+    let end = u64::from(layout.stride)
+        .checked_mul(layout.height.into())
+        .filter(|&bytes| bytes > 0 && layout.width > 0)
+        .and_then(|bytes| bytes.checked_add(layout.offset));
+    if end.is_none_or(|end| end > size) {
+        return Err(ExportError::BadLayout { layout, size });
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests;

@@ -20,7 +20,7 @@ use super::fence::{HoldId, Until};
 use crate::Error;
 use crate::blob::{Home, Memory, MemoryKey, Name, Pages};
 use crate::context::{ContextRef, Details, NOTHING};
-use crate::exports::{DescriptorRequest, ExportError, ExportId, Layout};
+use crate::exports::{DescriptorRequest, ExportError, ExportId, Layout, check_layout};
 use crate::provider::{Elsewhere, FileId, Piece, Placement};
 
 /// Longest time that WAIT_RELEASED waits.
@@ -87,7 +87,6 @@ impl Guest {
     }
 
     pub(crate) fn publish(&mut self, context: u32, request: &Publish) -> Result<Details, Error> {
-        let id = self.shown_memory(context, request.client_id)?;
         let layout = Layout {
             offset: request.offset,
             width: request.width,
@@ -96,6 +95,12 @@ impl Guest {
             fourcc: request.fourcc,
             modifier: request.modifier,
         };
+        let client_id = request.client_id;
+        let memory = self.memory(self.named(context, client_id)?, client_id)?;
+        if self.exports.is_some() {
+            check_layout(layout, memory.size)?;
+        }
+        let id = self.shown_memory(context, client_id)?;
         if let Some(exports) = &self.exports {
             exports.publish(id, layout)?;
         }

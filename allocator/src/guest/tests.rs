@@ -48,7 +48,7 @@ impl Fixture {
             window_size: WINDOW,
             memory_limit: 64 * PAGE,
             context_limit: 40 * PAGE,
-            warm_limit: 16 * PAGE,
+            warm: crate::window::Warmth::up_to(16 * PAGE),
         };
         let host = host(Arc::clone(&fake) as Arc<dyn Provider>, config);
         let guest = host.guest(Arc::new(|| {})).unwrap();

@@ -1,7 +1,7 @@
 //! The worker that makes freed spans clean before anyone asks for them.
 //!
-//! It takes dirty parts in chunks, so that whoever waits for one waits for one chunk. While the warm budget lasts, pages are zeroed and
-//! kept; beyond it they are given back by punching a hole.
+//! It takes dirty parts in chunks, so that whoever waits for one waits for one chunk. Pages are zeroed and kept: the warm budget is that of the
+//! places that were freed last. Older ones are given back by punching holes, when the budget is spent and when nothing happens for a while.
 //!
 //! It lets freed spans gather for a moment. Who frees and takes the same span at once cleans it faster than two threads agree on it, and
 //! a wake-up for each span costs more than the span's bookkeeping.
@@ -11,7 +11,7 @@
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
@@ -22,6 +22,9 @@ const CHUNK: u64 = 2 << 20;
 
 /// How long freed spans gather: far less than a guest needs from the end of a blob to the place of the next one.
 const GATHER: Duration = Duration::from_micros(50);
+
+/// Most batches of places that are given back at a time: bounds how long the table is locked. A chunk has no more pages than this.
+const COOL_AT_ONCE: usize = 512;
 
 /// How often the window is looked at as a whole.
 const SWEEP_PERIOD: Duration = Duration::from_secs(1);
@@ -50,7 +53,10 @@ pub(super) fn spawn(
                         }
                     }
                     Ok(None) | Err(RecvTimeoutError::Disconnected) => return,
-                    Err(RecvTimeoutError::Timeout) => shared.sweep(SWEEP_SLACK),
+                    Err(RecvTimeoutError::Timeout) => {
+                        shared.cool();
+                        shared.sweep(SWEEP_SLACK);
+                    }
                 }
             }
         })
@@ -110,14 +116,46 @@ impl Shared {
             if self.file.punch(gap).is_err() {
                 self.file.zero_resident(gap, |_| {});
             }
-            self.finish(gap, Vec::new());
+            let old = self.finish(gap, Vec::new());
+            self.give_back(old);
         }
+    }
+
+    /// Gives back what nobody took for long.
+    pub(super) fn cool(&self) {
+        let Some(before) = Instant::now().checked_sub(self.warmth.time) else {
+            return;
+        };
+        loop {
+            let old = self.state.lock().cooling(|_, since| since <= before);
+            if old.is_empty() {
+                return;
+            }
+            self.give_back(old);
+        }
+    }
+
+    /// Gives back clean places, which nobody else takes meanwhile.
+    fn give_back(&self, places: Vec<Span>) {
+        for place in &places {
+            if let Err(error) = self.file.punch(*place) {
+                // They are clean all the same, and the sweep will come upon them.
+                log::debug!("clean pages are not given back: {error}");
+            }
+        }
+        let mut state = self.state.lock();
+        for place in places {
+            let is_ours = |used| used == Use::Cleaning;
+            state.extents.remove_where(place, is_ours, |_, _| {});
+        }
+        drop(state);
+        self.cleaned.notify_all();
     }
 
     /// Cleans the parts of `span` that are still dirty.
     fn clean(&self, span: Span) {
         let mut parts = Vec::new();
-        let keep = {
+        {
             let mut state = self.state.lock();
             state
                 .extents
@@ -125,32 +163,72 @@ impl Shared {
             for &part in &parts {
                 state.extents.insert(part, Use::Cleaning);
             }
-            state.warm.saturating_add(span.len()) <= self.warm_limit
-        };
+        }
+        let keep = span.len() <= self.warmth.limit;
         for part in parts {
             let mut resident = Vec::new();
             let punched = !keep && self.file.punch(part).is_ok();
             if !punched {
                 self.file.zero_resident(part, |warm| resident.push(warm));
             }
-            self.finish(part, resident);
+            let old = self.finish(part, resident);
+            self.give_back(old);
         }
     }
 
-    /// `part` is clean; of it, `resident` has pages.
-    fn finish(&self, part: Span, resident: Vec<Span>) {
+    /// `part` is clean; of it, `resident` has pages. The places that have to make room for those, to be given back.
+    fn finish(&self, part: Span, resident: Vec<Span>) -> Vec<Span> {
         let mut state = self.state.lock();
         let State { extents, warm } = &mut *state;
         extents.remove_where(part, |used| used == Use::Cleaning, |_, _| {});
-        for warm_part in resident
-            .into_iter()
+        let resident = resident.into_iter();
+        let resident: Vec<Span> = resident
             .filter_map(|found| found.intersection(part))
-        {
-            extents.insert(warm_part, Use::Warm);
-            *warm = warm.saturating_add(warm_part.len());
+            .collect();
+        if !resident.is_empty() {
+            let bytes = resident.iter().map(|found| found.len()).sum();
+            let stamp = warm.add(part, bytes, Instant::now());
+            for found in resident {
+                extents.insert(found, Use::Warm(stamp));
+            }
         }
+        let old = state.cooling(|warm, _| warm > self.warmth.limit);
         drop(state);
         self.cleaned.notify_all();
+        old
+    }
+}
+
+impl State {
+    /// Takes warm places out of the table, the oldest first, as long as `go` says so of the bytes that are warm and of the time since when: to be
+    /// given back, and marked as being cleaned until then.
+    fn cooling(&mut self, go: impl Fn(u64, Instant) -> bool) -> Vec<Span> {
+        let mut places: Vec<Span> = Vec::new();
+        for _ in 0..COOL_AT_ONCE {
+            let Some((stamp, span, _)) = self
+                .warm
+                .oldest()
+                .filter(|(_, _, since)| go(self.warm.bytes(), *since))
+            else {
+                break;
+            };
+            let (before, mut bytes) = (places.len(), 0);
+            let is_it = |used| used == Use::Warm(stamp);
+            self.extents.remove_where(span, is_it, |part, _| {
+                bytes += part.len();
+                places.push(part);
+            });
+            self.warm.take(stamp, bytes);
+            for place in places.iter().skip(before) {
+                self.extents.insert(*place, Use::Cleaning);
+            }
+            if bytes == 0 {
+                // It cannot be; but then it would be for ever.
+                debug_assert!(false, "a batch without extents");
+                break;
+            }
+        }
+        places
     }
 }
 

@@ -20,6 +20,7 @@ mod extents;
 mod file;
 mod parking;
 mod span;
+mod warm;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
@@ -31,10 +32,12 @@ use crossbeam_channel::Sender;
 use parking_lot::{Condvar, Mutex};
 
 pub use span::{PAGE, Span, SpanError};
+pub use warm::Warmth;
 
 use extents::Extents;
 pub(crate) use file::SharedFile;
 pub(crate) use parking::{Parking, ParkingSpot};
+use warm::{Ages, Stamp};
 
 /// Who holds a span: a number of the caller's.
 pub type Owner = u64;
@@ -44,14 +47,14 @@ enum Use {
     Held(Owner),
     Dirty,
     Cleaning,
-    Warm,
+    Warm(Stamp),
 }
 
 #[derive(Debug)]
 struct State {
     extents: Extents<Use>,
-    /// Bytes of all warm extents.
-    warm: u64,
+    /// How warm extents came about.
+    warm: Ages,
 }
 
 #[derive(Debug)]
@@ -62,8 +65,8 @@ struct Shared {
     cleaned: Condvar,
     /// Spans that became dirty, for the worker; `None` ends it.
     dirty: Sender<Option<Span>>,
-    /// Most bytes that may be warm.
-    warm_limit: u64,
+    /// What may stay warm.
+    warmth: Warmth,
 }
 
 /// The window of one guest.
@@ -98,31 +101,31 @@ pub struct Occupancy {
 }
 
 impl Window {
-    /// A window of `size` bytes (a multiple of [`PAGE`], not 0), all zeros, that keeps at most `warm_limit` bytes of
-    /// clean pages for reuse.
+    /// A window of `size` bytes (a multiple of [`PAGE`], not 0), all zeros, that keeps clean pages for reuse as
+    /// `warmth` says.
     ///
     /// Fails where the host refuses a memfd, a mapping of that size, or a thread.
-    pub fn new(size: u64, warm_limit: u64) -> std::io::Result<Self> {
-        Self::over(SharedFile::new("hostblob-window", size)?, warm_limit)
+    pub fn new(size: u64, warmth: Warmth) -> std::io::Result<Self> {
+        Self::over(SharedFile::new("hostblob-window", size)?, warmth)
     }
 
     /// As [`Window::new`], over a memfd of the caller: of exactly `size` bytes, sealed with `F_SEAL_SHRINK` and not against writing. What it
     /// holds is thrown away.
-    pub fn adopt(memfd: OwnedFd, size: u64, warm_limit: u64) -> std::io::Result<Self> {
-        Self::over(SharedFile::adopt(memfd, size)?, warm_limit)
+    pub fn adopt(memfd: OwnedFd, size: u64, warmth: Warmth) -> std::io::Result<Self> {
+        Self::over(SharedFile::adopt(memfd, size)?, warmth)
     }
 
-    fn over(file: SharedFile, warm_limit: u64) -> std::io::Result<Self> {
+    fn over(file: SharedFile, warmth: Warmth) -> std::io::Result<Self> {
         let (dirty, receiver) = crossbeam_channel::unbounded();
         let shared = Arc::new(Shared {
             file,
             state: Mutex::new(State {
                 extents: Extents::new(),
-                warm: 0,
+                warm: Ages::default(),
             }),
             cleaned: Condvar::new(),
             dirty,
-            warm_limit,
+            warmth,
         });
         let worker = cleaner::spawn(Arc::clone(&shared), receiver)?;
         Ok(Self {
@@ -155,7 +158,7 @@ impl Window {
                 match used {
                     Use::Held(owner) => owners.push(owner),
                     Use::Cleaning => cleaning = true,
-                    Use::Dirty | Use::Warm => {}
+                    Use::Dirty | Use::Warm(_) => {}
                 }
             }
             if !owners.is_empty() {
@@ -172,7 +175,7 @@ impl Window {
             span,
             |_| true,
             |part, used| match used {
-                Use::Warm => *warm = warm.saturating_sub(part.len()),
+                Use::Warm(stamp) => warm.take(stamp, part.len()),
                 _ => dirty.push(part),
             },
         );
@@ -193,7 +196,7 @@ impl Window {
     pub fn occupancy(&self) -> Occupancy {
         let state = self.shared.state.lock();
         let mut occupancy = Occupancy {
-            warm: state.warm,
+            warm: state.warm.bytes(),
             extents: state.extents.len(),
             ..Occupancy::default()
         };
@@ -201,7 +204,7 @@ impl Window {
             match used {
                 Use::Held(_) => occupancy.held += span.len(),
                 Use::Dirty | Use::Cleaning => occupancy.dirty += span.len(),
-                Use::Warm => {}
+                Use::Warm(_) => {}
             }
         }
         occupancy.resident = self.shared.file.resident();

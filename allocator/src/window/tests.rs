@@ -11,7 +11,7 @@ fn span(page: u64, pages: u64) -> Span {
 }
 
 fn window(warm_pages: u64) -> Window {
-    Window::new(PAGES * PAGE, warm_pages * PAGE).unwrap()
+    Window::new(PAGES * PAGE, Warmth::up_to(warm_pages * PAGE)).unwrap()
 }
 
 fn write(lease: &Lease) {
@@ -61,6 +61,74 @@ fn a_dropped_lease_reads_as_zeros_at_once_and_after_cleaning() {
     }
 }
 
+/// What is freed last is warm, whatever was freed before.
+#[test]
+fn older_places_make_room_for_younger_ones() {
+    let window = window(8);
+    for page in 0..6 {
+        let lease = window.place(span(page * 4, 4), 1).unwrap();
+        write(&lease);
+        drop(lease);
+        window.settle();
+    }
+    let warm = |page: u64| {
+        let before = window.occupancy().warm;
+        let lease = window.place(span(page * 4, 4), 1).unwrap();
+        assert!(is_zero(&lease));
+        before - window.occupancy().warm
+    };
+    assert_eq!([0, 1, 2, 3].map(warm), [0; 4]);
+    assert_eq!([4, 5].map(warm), [4 * PAGE; 2]);
+    // A place that is taken in part and left is as young as its latest freeing.
+    drop(window.place(span(16, 2), 1).unwrap());
+    window.settle();
+    assert!(window.occupancy().warm <= 8 * PAGE);
+}
+
+#[test]
+fn what_is_larger_than_the_budget_pushes_nothing_out() {
+    let window = window(4);
+    let small = window.place(span(0, 2), 1).unwrap();
+    write(&small);
+    drop(small);
+    window.settle();
+    let large = window.place(span(8, 8), 1).unwrap();
+    write(&large);
+    drop(large);
+    window.settle();
+    assert_eq!(window.occupancy().warm, 2 * PAGE);
+}
+
+#[test]
+fn an_idle_window_gives_its_warm_pages_back() {
+    let warmth = Warmth {
+        time: std::time::Duration::from_millis(100),
+        ..Warmth::up_to(PAGES * PAGE)
+    };
+    let window = Window::new(PAGES * PAGE, warmth).unwrap();
+    let held = window.place(span(0, 4), 1).unwrap();
+    write(&held);
+    for page in 4..20 {
+        write(&window.place(span(page, 1), 1).unwrap());
+    }
+    window.settle();
+    assert_eq!(window.occupancy().warm, 16 * PAGE);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while window.occupancy().warm > 0 {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "{:?}",
+            window.occupancy()
+        );
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    window.settle();
+    let occupancy = window.occupancy();
+    assert_eq!((occupancy.resident, occupancy.held), (4 * PAGE, 4 * PAGE));
+    assert_eq!(occupancy.extents, 1);
+    assert!(is_zero(&window.place(span(4, 16), 2).unwrap()));
+}
+
 #[test]
 fn the_warm_budget_is_kept() {
     let window = window(8);
@@ -72,7 +140,7 @@ fn the_warm_budget_is_kept() {
     }
     let occupancy = window.occupancy();
     assert_eq!((occupancy.warm, occupancy.resident), (8 * PAGE, 8 * PAGE));
-    let taken = window.place(span(0, 2), 1).unwrap();
+    let taken = window.place(span(20, 2), 1).unwrap();
     assert_eq!(window.occupancy().warm, 6 * PAGE);
     assert!(is_zero(&taken));
 }

@@ -32,7 +32,7 @@ fn gpu_in(mode: WindowMode) -> (Gpu, Arc<FakeProvider>) {
         window_size: 2 << 20,
         memory_limit: 1 << 20,
         context_limit: 1 << 20,
-        warm_limit: 0,
+        warm: hostblob_allocator::window::Warmth::up_to(0),
     };
     let host = Host::new(Arc::clone(&fake) as _, limits).unwrap();
     (

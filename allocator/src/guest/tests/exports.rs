@@ -218,6 +218,16 @@ fn what_was_never_published_is_neither_withdrawn_nor_presented_nor_shown() {
 }
 
 #[test]
+fn a_buffer_that_does_not_fit_shares_nothing() {
+    let mut shown = Shown::new();
+    shown.create(CLIENT, CreateFlags::HOST_VISIBLE | CreateFlags::SHAREABLE);
+    assert_eq!(shown.ask(publish(CLIENT, 4)), Status::OutOfRange);
+    let guest = &shown.fixture.guest;
+    let memory = &guest.memories[&guest.contexts[&1].names[&CLIENT]];
+    assert!(guest.uuids.is_empty() && memory.uuid.is_none() && memory.export.is_none());
+}
+
+#[test]
 fn a_share_that_is_refused_leaves_no_name() {
     let mut shown = Shown::new();
     shown.create(CLIENT, CreateFlags::HOST_VISIBLE | CreateFlags::SHAREABLE);
