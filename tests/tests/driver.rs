@@ -10,9 +10,9 @@ use xtask::vm::{Transport, Vm};
 
 use crate::fixture::{self, Provider};
 
-/// How often the driver dies: 10 times, or what the environment says for a long run.
+/// How often the driver dies: 5 times, or what the environment says for a long run.
 fn kills() -> u32 {
-    let text = std::env::var("HOSTBLOB_KILLS").unwrap_or_else(|_| "10".to_owned());
+    let text = std::env::var("HOSTBLOB_KILLS").unwrap_or_else(|_| "5".to_owned());
     text.parse().expect("HOSTBLOB_KILLS is a number")
 }
 

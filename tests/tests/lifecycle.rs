@@ -11,9 +11,9 @@ use crate::fixture::{self, Provider};
 /// Longest time for a boot on a busy host; it takes 4 to 6 s on an idle one.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(40);
 
-/// Resets in a row: 3, or what the environment says for a long run.
+/// Resets in a row: 2, or what the environment says for a long run.
 fn resets() -> u32 {
-    let text = std::env::var("HOSTBLOB_RESETS").unwrap_or_else(|_| "3".to_owned());
+    let text = std::env::var("HOSTBLOB_RESETS").unwrap_or_else(|_| "2".to_owned());
     text.parse().expect("HOSTBLOB_RESETS is a number")
 }
 
