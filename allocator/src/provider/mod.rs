@@ -98,9 +98,9 @@ pub struct Piece {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct AttachmentId(pub u64);
 
-/// What a session asks of its provider.
-#[derive(Debug)]
-pub enum Request {
+/// What a session asks of its provider. `M` and `P` stand for the memory that it names: descriptors, or in a message what is beside it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Request<M = OwnedFd, P = Vec<Piece>> {
     /// Makes `length` bytes of a memfd known under `file`. Sent once per file, before any `Attach` to it.
     ///
     /// The memfd is sealed with `F_SEAL_SHRINK` (others hold it too, and a page that goes away under the provider's
@@ -109,7 +109,7 @@ pub enum Request {
         /// The name for later requests.
         file: FileId,
         /// The memfd; mapped shared by the provider.
-        descriptor: OwnedFd,
+        descriptor: M,
         /// Bytes of the file that may be attached; a multiple of the page size.
         length: u64,
     },
@@ -120,7 +120,7 @@ pub enum Request {
         /// The name for later requests.
         file: FileId,
         /// Not empty.
-        pieces: Vec<Piece>,
+        pieces: P,
     },
     /// Forgets a file. What is attached to it stays so until its `Release`.
     RemoveFile {
@@ -186,6 +186,64 @@ pub enum Request {
         /// Bytes; never 0.
         length: u64,
     },
+}
+
+impl<M, P> Request<M, P> {
+    /// The same, whatever stands for memory; `None` where the request names some.
+    pub(crate) fn without_memory<N, Q>(self) -> Option<Request<N, Q>> {
+        Some(match self {
+            Self::AddFile { .. } | Self::AddPieces { .. } => return None,
+            Self::RemoveFile { file } => Request::RemoveFile { file },
+            Self::Attach {
+                attachment,
+                file,
+                offset,
+                length,
+                memory_type,
+            } => Request::Attach {
+                attachment,
+                file,
+                offset,
+                length,
+                memory_type,
+            },
+            Self::Allocate {
+                attachment,
+                length,
+                memory_type,
+            } => Request::Allocate {
+                attachment,
+                length,
+                memory_type,
+            },
+            Self::Export { attachment } => Request::Export { attachment },
+            Self::Release { attachment } => Request::Release { attachment },
+            Self::Fill {
+                attachment,
+                offset,
+                length,
+                value,
+            } => Request::Fill {
+                attachment,
+                offset,
+                length,
+                value,
+            },
+            Self::Copy {
+                source,
+                source_offset,
+                destination,
+                destination_offset,
+                length,
+            } => Request::Copy {
+                source,
+                source_offset,
+                destination,
+                destination_offset,
+                length,
+            },
+        })
+    }
 }
 
 /// Why a provider did not do what was asked. The state is as before the request.

@@ -61,16 +61,21 @@ fn a_dropped_lease_reads_as_zeros_at_once_and_after_cleaning() {
     }
 }
 
-/// What is freed last is warm, whatever was freed before.
-#[test]
-fn older_places_make_room_for_younger_ones() {
-    let window = window(8);
+/// Writes six places of 4 pages, one after the other, and frees each.
+fn use_six_places(window: &Window) {
     for page in 0..6 {
         let lease = window.place(span(page * 4, 4), 1).unwrap();
         write(&lease);
         drop(lease);
         window.settle();
     }
+}
+
+/// What is freed last is warm, whatever was freed before.
+#[test]
+fn older_places_make_room_for_younger_ones() {
+    let window = window(8);
+    use_six_places(&window);
     let warm = |page: u64| {
         let before = window.occupancy().warm;
         let lease = window.place(span(page * 4, 4), 1).unwrap();
@@ -132,12 +137,7 @@ fn an_idle_window_gives_its_warm_pages_back() {
 #[test]
 fn the_warm_budget_is_kept() {
     let window = window(8);
-    for page in 0..6 {
-        let lease = window.place(span(page * 4, 4), 1).unwrap();
-        write(&lease);
-        drop(lease);
-        window.settle();
-    }
+    use_six_places(&window);
     let occupancy = window.occupancy();
     assert_eq!((occupancy.warm, occupancy.resident), (8 * PAGE, 8 * PAGE));
     let taken = window.place(span(20, 2), 1).unwrap();

@@ -133,19 +133,14 @@ impl Book {
         process: Option<u64>,
         out: &mut Vec<Outgoing>,
     ) -> Result<(), ProviderError> {
-        let (asked, effect) = match request {
+        let effect = match request {
             Request::AddFile {
                 file,
                 descriptor,
                 length,
             } => {
-                return self.add(
-                    sequence,
-                    file,
-                    Source::Memfd(Arc::new(descriptor.into()), length),
-                    process,
-                    out,
-                );
+                let source = Source::Memfd(Arc::new(descriptor.into()), length);
+                return self.add(sequence, file, source, process, out);
             }
             Request::AddPieces { file, pieces } => {
                 return self.add(sequence, file, Source::Pieces(pieces), process, out);
@@ -166,69 +161,44 @@ impl Book {
                 };
                 return self.attach(sequence, attachment, place, process, out);
             }
+            Request::Release { attachment } => {
+                return self.release(sequence, attachment, process, out);
+            }
             Request::Allocate {
-                attachment,
-                length,
-                memory_type,
+                attachment, length, ..
             } => {
                 self.check_new(attachment)?;
                 let told = Some(process.ok_or_else(no_process)?);
                 let place = Place::Device { length };
                 self.attachments
                     .insert(attachment, Attached { place, told });
-                let asked = Asked::Allocate {
-                    attachment,
-                    length,
-                    memory_type,
-                };
-                (asked, Effect::Allocate(attachment))
+                Effect::Allocate(attachment)
             }
             Request::Export { attachment } => {
                 self.bring(attachment, process, out)?;
-                let length = match self.attachments.get(&attachment).map(|found| &found.place) {
-                    Some(Place::Device { length }) => *length,
-                    _ => 0,
-                };
-                (Asked::Export { attachment }, Effect::Export(length))
+                match self.attachments.get(&attachment).map(|found| &found.place) {
+                    Some(Place::Device { length }) => Effect::Export(*length),
+                    _ => Effect::Export(0),
+                }
             }
-            Request::Release { attachment } => {
-                return self.release(sequence, attachment, process, out);
-            }
-            Request::Fill {
-                attachment,
-                offset,
-                length,
-                value,
-            } => {
+            Request::Fill { attachment, .. } => {
                 self.bring(attachment, process, out)?;
-                let asked = Asked::Fill {
-                    attachment,
-                    offset,
-                    length,
-                    value,
-                };
-                (asked, Effect::None)
+                Effect::None
             }
             Request::Copy {
                 source,
-                source_offset,
                 destination,
-                destination_offset,
-                length,
+                ..
             } => {
                 self.bring(source, process, out)?;
                 self.bring(destination, process, out)?;
-                let asked = Asked::Copy {
-                    source,
-                    source_offset,
-                    destination,
-                    destination_offset,
-                    length,
-                };
-                (asked, Effect::None)
+                Effect::None
             }
         };
-        self.send(Some(sequence), asked, Vec::new(), effect, out);
+        // What names memory has returned above.
+        if let Some(asked) = request.without_memory() {
+            self.send(Some(sequence), asked, Vec::new(), effect, out);
+        }
         Ok(())
     }
 
@@ -568,6 +538,7 @@ impl Source {
             Self::Memfd(memfd, length) => {
                 let asked = Asked::AddFile {
                     file,
+                    descriptor: (),
                     length: *length,
                 };
                 Ok((asked, vec![Arc::clone(memfd)]))

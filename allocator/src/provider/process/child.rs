@@ -76,12 +76,12 @@ fn nonsense() -> io::Error {
 
 /// The request, with its descriptors.
 fn asked(asked: Asked, mut descriptors: Vec<OwnedFd>) -> io::Result<Request> {
-    Ok(match asked {
-        Asked::AddFile { file, length } => Request::AddFile {
+    match asked {
+        Asked::AddFile { file, length, .. } => Ok(Request::AddFile {
             file,
             descriptor: descriptors.pop().ok_or_else(nonsense)?,
             length,
-        },
+        }),
         Asked::AddPieces { file, pieces } => {
             let files = descriptors.into_iter().map(File::from).map(Arc::new);
             let files: Vec<_> = files.collect();
@@ -93,61 +93,13 @@ fn asked(asked: Asked, mut descriptors: Vec<OwnedFd>) -> io::Result<Request> {
                     length: part.length,
                 })
             };
-            Request::AddPieces {
+            Ok(Request::AddPieces {
                 file,
                 pieces: pieces.into_iter().map(piece).collect::<io::Result<_>>()?,
-            }
+            })
         }
-        Asked::RemoveFile { file } => Request::RemoveFile { file },
-        Asked::Attach {
-            attachment,
-            file,
-            offset,
-            length,
-            memory_type,
-        } => Request::Attach {
-            attachment,
-            file,
-            offset,
-            length,
-            memory_type,
-        },
-        Asked::Allocate {
-            attachment,
-            length,
-            memory_type,
-        } => Request::Allocate {
-            attachment,
-            length,
-            memory_type,
-        },
-        Asked::Export { attachment } => Request::Export { attachment },
-        Asked::Release { attachment } => Request::Release { attachment },
-        Asked::Fill {
-            attachment,
-            offset,
-            length,
-            value,
-        } => Request::Fill {
-            attachment,
-            offset,
-            length,
-            value,
-        },
-        Asked::Copy {
-            source,
-            source_offset,
-            destination,
-            destination_offset,
-            length,
-        } => Request::Copy {
-            source,
-            source_offset,
-            destination,
-            destination_offset,
-            length,
-        },
-    })
+        plain => plain.without_memory().ok_or_else(nonsense),
+    }
 }
 
 /// The process that serves a provider on its standard input, for [`super::ProcessProvider`].

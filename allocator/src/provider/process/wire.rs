@@ -17,7 +17,7 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::provider::{AttachmentId, Description, FileId, Piece, ProviderError};
+use crate::provider::{Description, Piece, ProviderError, Request};
 
 /// Most descriptors of one frame: Linux takes no more (SCM_MAX_FD).
 pub(super) const MAX_DESCRIPTORS: usize = 253;
@@ -40,54 +40,8 @@ pub(super) enum ToChild {
     Close { session: u64 },
 }
 
-/// A [`crate::provider::Request`] without its descriptors, which are beside the frame.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) enum Asked {
-    /// One descriptor.
-    AddFile {
-        file: FileId,
-        length: u64,
-    },
-    /// As many descriptors as there are files.
-    AddPieces {
-        file: FileId,
-        pieces: Vec<Part>,
-    },
-    RemoveFile {
-        file: FileId,
-    },
-    Attach {
-        attachment: AttachmentId,
-        file: FileId,
-        offset: u64,
-        length: u64,
-        memory_type: u32,
-    },
-    Allocate {
-        attachment: AttachmentId,
-        length: u64,
-        memory_type: u32,
-    },
-    Export {
-        attachment: AttachmentId,
-    },
-    Release {
-        attachment: AttachmentId,
-    },
-    Fill {
-        attachment: AttachmentId,
-        offset: u64,
-        length: u64,
-        value: u32,
-    },
-    Copy {
-        source: AttachmentId,
-        source_offset: u64,
-        destination: AttachmentId,
-        destination_offset: u64,
-        length: u64,
-    },
-}
+/// A request whose descriptors are beside the frame: one for `AddFile`, as many as there are files for `AddPieces`.
+pub(super) type Asked = Request<(), Vec<Part>>;
 
 /// A [`Piece`] of one of the files beside the frame.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
