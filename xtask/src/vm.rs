@@ -27,6 +27,7 @@ use tempfile::TempDir;
 use crate::daemon::Daemon;
 use crate::environment::Environment;
 use crate::initramfs::{self, Payload};
+use crate::libraries::Set;
 use channel::Channels;
 pub use qmp::Qmp;
 
@@ -295,9 +296,9 @@ impl VmBuilder<'_> {
         self
     }
 
-    /// A C library and a Vulkan driver, by which programs of the host that are not static run in the guest too.
-    pub fn libraries(mut self) -> Result<Self> {
-        self.files.extend(self.environment.libraries.files()?);
+    /// A C library and what there is to Vulkan, by which programs of the host that are not static run in the guest too.
+    pub fn libraries(mut self, set: Set) -> Result<Self> {
+        self.files.extend(self.environment.libraries.files(set)?);
         Ok(self)
     }
 
