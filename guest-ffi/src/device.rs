@@ -4,20 +4,17 @@ use std::sync::Arc;
 
 use hostblob_capset::{Agreed, Capset};
 use hostblob_protocol::answers::Answer;
-use hostblob_protocol::request::{
-    Copy, Create, CreateFlags, Fill, MemorySelector, QueryBudget, request_bit,
-};
+use hostblob_protocol::request::{Create, CreateFlags, MemorySelector, QueryBudget, request_bit};
 use hostblob_protocol::virtio_gpu::blob_mem;
 use hostblob_protocol::{Request, Status};
 
 use crate::blob::Blob;
 use crate::error::{Error, Result};
-use crate::fence::Fence;
-use crate::memory::{Life, Memory, Own, WHOLE_SIZE, agrees};
+use crate::memory::{Life, Memory, Own, agrees};
 use crate::options::{AllocateInfo, BlobInfo, Budget, OpenOptions, PoolOptions, Statistics};
 use crate::pool::Pool;
 use crate::session::{Session, check};
-use crate::transport::{BlobSpec, RING_GPU, TransportKind};
+use crate::transport::{BlobSpec, TransportKind};
 
 /// A hostblob device, opened by this process: one context at the host.
 ///
@@ -186,69 +183,6 @@ impl Device {
             life,
         };
         Ok(Memory::from_own(own, info.size))
-    }
-
-    fn must_be_ours(&self, memory: &Memory, what: &str) -> Result<()> {
-        if !Arc::ptr_eq(memory.session(), self.session()) {
-            return Err(Error::invalid(format!("{what}: memory of another device")));
-        }
-        if memory.client_id() == 0 {
-            return Err(Error::status_of(
-                Status::Unsupported,
-                format!("{what} of imported memory without a name"),
-            ));
-        }
-        Ok(())
-    }
-
-    /// Fills a range with a 32-bit value, on the host GPU. Offset and length are multiples of 4; [`WHOLE_SIZE`] reaches to the end.
-    pub fn fill(&self, memory: &Memory, offset: u64, length: u64, value: u32) -> Result<Fence> {
-        let what = "fill";
-        self.must_be_ours(memory, what)?;
-        let mut range = memory.range(offset, length, what)?;
-        if length == WHOLE_SIZE {
-            range.length -= range.length % 4;
-        }
-        if !offset.is_multiple_of(4) || !range.length.is_multiple_of(4) || range.length == 0 {
-            return Err(Error::invalid(
-                "fill takes offset and length in multiples of 4, not 0",
-            ));
-        }
-        self.session().needs(request_bit::FILL, what)?;
-        let sent = self
-            .session()
-            .send(&[Fill { range, value }.into()], None, RING_GPU)?;
-        Ok(Fence::new(self.session().clone(), sent, what))
-    }
-
-    /// Copies between memories, or within one where the ranges do not overlap, on the host GPU.
-    pub fn copy(
-        &self,
-        source: &Memory,
-        source_offset: u64,
-        destination: &Memory,
-        destination_offset: u64,
-        length: u64,
-    ) -> Result<Fence> {
-        let what = "copy";
-        self.must_be_ours(source, what)?;
-        self.must_be_ours(destination, what)?;
-        if length == 0 || length == WHOLE_SIZE {
-            return Err(Error::invalid("copy takes a length, not 0"));
-        }
-        let from = source.range(source_offset, length, what)?;
-        let to = destination.range(destination_offset, length, what)?;
-        if from.client_id == to.client_id && from.offset.abs_diff(to.offset) < length {
-            return Err(Error::invalid("the ranges of a copy overlap"));
-        }
-        self.session().needs(request_bit::COPY, what)?;
-        let copy = Copy {
-            source: from,
-            destination_client_id: to.client_id,
-            destination_offset: to.offset,
-        };
-        let sent = self.session().send(&[copy.into()], None, RING_GPU)?;
-        Ok(Fence::new(self.session().clone(), sent, what))
     }
 
     /// What a heap has for this context now.

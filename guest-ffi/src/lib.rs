@@ -18,7 +18,7 @@
 //!
 //! | module | answers the question |
 //! |---|---|
-//! | `device`, `memory`, `fence`, `blob` | what can a driver call? |
+//! | `device`, `memory`, `transfer`, `fence`, `blob` | what can a driver call? |
 //! | `share` | how does memory come from, and go to, other processes of the guest? |
 //! | `buffer`, `buffer_pool` | how do host processes look at it, and when are they done? |
 //! | `pool` | how do small requests cost no command? |
@@ -27,7 +27,8 @@
 //! | `region` | who touches mapped bytes? |
 //! | [`ffi`] | the same in C: `hostblob_guest.h` |
 //!
-//! Environment: [`ENV_SOCKET`] picks a socket, [`ENV_RENDER_NODE`] a node, [`ENV_CAPSET_ID`] a capset id; [`ENV_LOG`] makes the C library log to stderr.
+//! Environment: [`ENV_SOCKET`] picks a socket, [`ENV_RENDER_NODE`] a node, [`ENV_CAPSET_ID`] a capset id; [`ENV_LOG`] makes the C library, and
+//! whoever calls [`log_to_stderr`], log there.
 //!
 //! `unsafe` is in `region` (mapped memory), `transport::drm` (ioctls), `pool` (an address that crosses threads) and `ffi`.
 
@@ -46,12 +47,14 @@ mod error;
 mod fence;
 pub mod ffi;
 mod ledger;
+mod logger;
 mod memory;
 mod options;
 mod pool;
 mod region;
 mod session;
 mod share;
+mod transfer;
 mod transport;
 mod waits;
 
@@ -70,10 +73,12 @@ pub use hostblob_protocol::request::{
     ALL_BUFFERS, Access, CacheMode, CreateFlags, MemoryRange, MemorySelector,
 };
 pub use hostblob_protocol::{Request, Status};
+pub use logger::log_to_stderr;
 pub use memory::{Memory, WHOLE_SIZE};
 pub use options::{
     AllocateInfo, BLOCK_GRANULE, BlobInfo, Budget, DEDICATED_ABOVE, ENV_CAPSET_ID, ENV_LOG,
     ENV_RENDER_NODE, ENV_SOCKET, Endpoint, MapInfo, OpenOptions, PoolOptions, Statistics,
 };
+pub use transfer::{MOST_TRANSFERS, Transfer};
 pub use transport::TransportKind;
 pub use waits::MOST_WAITS;

@@ -14,7 +14,7 @@ pub const ENV_SOCKET: &str = "HOSTBLOB_SOCKET";
 pub const ENV_RENDER_NODE: &str = "HOSTBLOB_RENDER_NODE";
 /// Environment variable: the virtio-gpu capset id, for a daemon that was started with `--capset-id`.
 pub const ENV_CAPSET_ID: &str = "HOSTBLOB_CAPSET_ID";
-/// Environment variable: log level of the C library (`error`, `warn`, `info`, `debug`, `trace`).
+/// Environment variable: log level of the C library and of [`log_to_stderr`](crate::log_to_stderr) (`error`, `warn`, `info`, `debug`, `trace`).
 pub const ENV_LOG: &str = "HOSTBLOB_LOG";
 
 /// Where the device is.

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use super::handle::{self, call};
-use super::logger;
 use super::status::hb_status;
 use super::types::{hb_budget_info, hb_capabilities, hb_device, hb_open_info, hb_statistics};
 use crate::device::Device;
@@ -59,7 +58,7 @@ pub unsafe extern "C" fn hb_device_open(
     device: *mut *mut hb_device,
 ) -> hb_status {
     call(|| {
-        logger::start();
+        crate::log_to_stderr();
         // SAFETY: as the caller promised.
         unsafe { handle::put(device, std::ptr::null_mut(), "device") }?;
         let options = if info.is_null() {

@@ -6,7 +6,6 @@
 //! | [`types`] | which structures cross the boundary? |
 //! | [`device`], [`memory`], [`fence`], [`share`], [`buffer`], [`buffer_pool`] | what can be called? |
 //! | `handle` | how are pointers, sizes and panics kept from doing harm? |
-//! | `logger` | where do messages go when the program has no Rust logger? |
 //!
 //! Rules for every function:
 //! - Handles are owned by the caller until the function that its documentation names takes them. NULL is
@@ -25,7 +24,6 @@ pub mod buffer_pool;
 pub mod device;
 pub mod fence;
 mod handle;
-mod logger;
 pub mod memory;
 pub mod share;
 pub mod status;

@@ -1,4 +1,4 @@
-//! Log messages of a C program: to stderr, when `HOSTBLOB_LOG` asks for them and no Rust logger is there.
+//! Log messages of a program without a Rust logger: to stderr, when `HOSTBLOB_LOG` asks for them.
 
 use std::io::Write;
 use std::sync::Once;
@@ -29,8 +29,9 @@ impl Log for Stderr {
     fn flush(&self) {}
 }
 
-/// Starts logging, the first time that it is called.
-pub(super) fn start() {
+/// Logs what hostblob's libraries have to say to stderr, from the level on that [`ENV_LOG`] names. Does nothing where that is not set,
+/// where the program has a logger, and from the second call on. The C library calls it when a device is opened.
+pub fn log_to_stderr() {
     static START: Once = Once::new();
     START.call_once(|| {
         let level = std::env::var(ENV_LOG)

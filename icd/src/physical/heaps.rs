@@ -1,0 +1,60 @@
+//! Memory heaps and types, as the host says them, and what is left of them (`VK_EXT_memory_budget`).
+
+use ash::vk;
+
+use super::PhysicalDevice;
+use crate::chain;
+
+impl PhysicalDevice {
+    /// A bit for each memory type.
+    pub(crate) fn all_types(&self) -> u32 {
+        let count = self.capset().types.len().min(vk::MAX_MEMORY_TYPES);
+        (0..count).fold(0, |bits, index| bits | 1 << index)
+    }
+}
+
+fn memory_properties(physical: &PhysicalDevice) -> vk::PhysicalDeviceMemoryProperties {
+    let capset = physical.capset();
+    let mut properties = vk::PhysicalDeviceMemoryProperties::default();
+    for (to, from) in properties.memory_types.iter_mut().zip(&capset.types) {
+        to.property_flags = vk::MemoryPropertyFlags::from_raw(from.property_flags);
+        to.heap_index = from.heap;
+        properties.memory_type_count += 1;
+    }
+    for (to, from) in properties.memory_heaps.iter_mut().zip(&capset.heaps) {
+        to.size = from.size;
+        to.flags = vk::MemoryHeapFlags::from_raw(from.flags);
+        properties.memory_heap_count += 1;
+    }
+    properties
+}
+
+pub(crate) fn get(physical: &PhysicalDevice, out: &mut vk::PhysicalDeviceMemoryProperties) {
+    *out = memory_properties(physical);
+}
+
+pub(crate) fn get2(physical: &PhysicalDevice, out: &mut vk::PhysicalDeviceMemoryProperties2<'_>) {
+    out.memory_properties = memory_properties(physical);
+    // SAFETY: the chain of a structure that the program filled.
+    unsafe {
+        chain::each(out.p_next, |kind, structure| {
+            if kind == vk::StructureType::PHYSICAL_DEVICE_MEMORY_BUDGET_PROPERTIES_EXT {
+                budget(physical, chain::as_mut(structure));
+            }
+        });
+    }
+}
+
+/// Asks the host. Zeros, which the specification has for heaps that are not there, where the device is lost.
+fn budget(physical: &PhysicalDevice, out: &mut vk::PhysicalDeviceMemoryBudgetPropertiesEXT<'_>) {
+    let guest = physical.guest();
+    out.heap_budget = Default::default();
+    out.heap_usage = Default::default();
+    let places = out.heap_budget.iter_mut().zip(&mut out.heap_usage);
+    for (index, (heap, (budget, usage))) in (0..).zip(physical.capset().heaps.iter().zip(places)) {
+        match guest.budget(index) {
+            Ok(found) => (*budget, *usage) = (found.budget.min(heap.size), found.usage),
+            Err(error) => log::info!("budget of heap {index}: {error}"),
+        }
+    }
+}

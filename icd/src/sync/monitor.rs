@@ -1,0 +1,65 @@
+//! One lock and one condition per device, for all that its threads wait for. Also knows whether the device is lost.
+
+use std::time::{Duration, Instant};
+
+use ash::vk;
+use parking_lot::{Condvar, Mutex};
+
+/// Shared by a device, its queue and their threads.
+#[derive(Debug, Default)]
+pub(crate) struct Monitor {
+    lost: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Monitor {
+    /// Changes something that others may wait for.
+    pub(crate) fn change(&self, change: impl FnOnce()) {
+        let _lost = self.lost.lock();
+        change();
+        self.changed.notify_all();
+    }
+
+    /// Nothing will be signalled any more: whoever waits is told, now and later.
+    pub(crate) fn lose(&self) {
+        *self.lost.lock() = true;
+        self.changed.notify_all();
+    }
+
+    /// `VK_ERROR_DEVICE_LOST` once it is.
+    pub(crate) fn check(&self) -> Result<(), vk::Result> {
+        match *self.lost.lock() {
+            true => Err(vk::Result::ERROR_DEVICE_LOST),
+            false => Ok(()),
+        }
+    }
+
+    /// Waits until `ready` says so, with the lock held: false where the deadline came first. A lost device ends the wait.
+    pub(crate) fn wait(
+        &self,
+        deadline: Option<Instant>,
+        mut ready: impl FnMut() -> bool,
+    ) -> Result<bool, vk::Result> {
+        let mut lost = self.lost.lock();
+        loop {
+            if ready() {
+                return Ok(true);
+            }
+            if *lost {
+                return Err(vk::Result::ERROR_DEVICE_LOST);
+            }
+            match deadline {
+                None => self.changed.wait(&mut lost),
+                Some(deadline) if Instant::now() >= deadline => return Ok(false),
+                Some(deadline) => {
+                    self.changed.wait_until(&mut lost, deadline);
+                }
+            }
+        }
+    }
+}
+
+/// When a timeout in nanoseconds is over; `None` for one that is as good as never.
+pub(crate) fn deadline(timeout: u64) -> Option<Instant> {
+    Instant::now().checked_add(Duration::from_nanos(timeout))
+}
