@@ -1,5 +1,7 @@
 //! A Vulkan device as any program opens one, and the way of bytes to buffers and back: through the host GPU alone.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, ensure};
 use ash::vk;
 use hostblob_tests::pattern;
@@ -20,8 +22,8 @@ pub(crate) const TRANSFERS: vk::BufferUsageFlags = vk::BufferUsageFlags::from_ra
     vk::BufferUsageFlags::TRANSFER_SRC.as_raw() | vk::BufferUsageFlags::TRANSFER_DST.as_raw(),
 );
 
-/// A minute, in nanoseconds.
-const PATIENCE: u64 = 60_000_000_000;
+/// Half a minute, in nanoseconds.
+const PATIENCE: u64 = 30_000_000_000;
 
 impl Gpu {
     /// Opens the first device, with VK_EXT_memory_budget.
@@ -75,8 +77,8 @@ impl Gpu {
         types.map(|kind| kind.property_flags).collect()
     }
 
-    /// Bytes that this process has of all heaps, and may have, as the driver says.
-    pub(crate) fn budget(&self) -> (u64, u64) {
+    /// Bytes that this process has of all heaps, as the driver says.
+    pub(crate) fn usage(&self) -> u64 {
         let mut budget = vk::PhysicalDeviceMemoryBudgetPropertiesEXT::default();
         let mut all = vk::PhysicalDeviceMemoryProperties2::default().push_next(&mut budget);
         // SAFETY: the device has the extension that the chain is of.
@@ -84,10 +86,18 @@ impl Gpu {
             self.instance
                 .get_physical_device_memory_properties2(self.physical, &mut all)
         };
-        (
-            budget.heap_usage.iter().sum(),
-            budget.heap_budget.iter().sum(),
-        )
+        budget.heap_usage.iter().sum()
+    }
+
+    /// It has no more than this, in the end: a guest's kernel gives memory back when it comes to it.
+    pub(crate) fn settles_at(&self, usage: u64) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_nanos(PATIENCE);
+        while self.usage() > usage {
+            let left = self.usage().saturating_sub(usage);
+            ensure!(Instant::now() < deadline, "{left} bytes are left");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
 
     /// A buffer without memory.
@@ -158,6 +168,11 @@ impl Gpu {
         // SAFETY: likewise.
         unsafe { device.free_command_buffers(self.commands, &buffers) };
         Ok(())
+    }
+
+    /// Takes memory, and gives it back.
+    pub(crate) fn warm_up(&self) -> Result<()> {
+        Staging::new(self, 4096).map(drop)
     }
 
     /// Writes a pattern into a buffer of this size.

@@ -106,7 +106,7 @@ pub(crate) fn gpu_allocator_serves_each_location(gpu: &Gpu) -> Result<()> {
 
 /// Many at a time, of many sizes, freed and allocated in no order: each has its own bytes.
 pub(crate) fn gpu_allocator_keeps_buffers_apart(gpu: &Gpu) -> Result<()> {
-    const SIZES: [u64; 5] = [256, 4096, 4100, 65_536, 300_000];
+    const SIZES: [u64; 5] = [256, 4096, 4100, 65_536, 100_000];
     let mut allocator = allocator(gpu)?;
     let mut held: Vec<(u64, Bound)> = Vec::new();
     for seed in 1..=60_u64 {

@@ -134,11 +134,9 @@ fn take(root: &Path, wanted: &[&str], to: &Path) -> Result<()> {
             .arg("--list")
             .arg(root.join(wanted)))?;
         let names = text.lines().filter_map(|line| line.split_once(" => "));
-        files.extend(names.filter_map(|(name, path)| {
-            // The interpreter names itself.
-            path.contains(LIBRARIES)
-                .then(|| format!("{LIBRARIES}/{}", name.trim()))
-        }));
+        // The interpreter names itself.
+        let names = names.filter(|(_, path)| path.contains(LIBRARIES));
+        files.extend(names.map(|(name, _)| format!("{LIBRARIES}/{}", name.trim())));
     }
     let copy = |from: PathBuf, name: &str| {
         let to = to.join(name);

@@ -302,6 +302,17 @@ impl VmBuilder<'_> {
         Ok(self)
     }
 
+    /// Our Vulkan driver, of this manifest, which the loader then finds alone.
+    #[must_use]
+    pub fn vulkan_driver(mut self, manifest: &Path) -> Self {
+        const MANIFEST: &str = "/driver/vulkan_hostblob.json";
+        const LIBRARY: &str = "libvulkan_hostblob.so";
+        let library = manifest.with_file_name(LIBRARY);
+        self = self.env("VK_DRIVER_FILES", MANIFEST);
+        self.file(manifest, MANIFEST)
+            .file(library, &format!("/driver/{LIBRARY}"))
+    }
+
     /// Memory of the guest.
     #[must_use]
     pub fn memory_mib(mut self, memory_mib: u32) -> Self {
