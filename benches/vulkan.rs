@@ -44,7 +44,7 @@ impl Vulkan {
         let physical = *physical.first().context("no Vulkan device")?;
         // SAFETY: the device is of this instance.
         let families = unsafe { instance.get_physical_device_queue_family_properties(physical) };
-        let wanted = vk::QueueFlags::GRAPHICS | vk::QueueFlags::COMPUTE;
+        let wanted = vk::QueueFlags::GRAPHICS | vk::QueueFlags::COMPUTE | vk::QueueFlags::TRANSFER;
         let family = families
             .iter()
             .position(|family| family.queue_flags.intersects(wanted))

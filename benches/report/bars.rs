@@ -13,6 +13,10 @@ pub const OURS: [&str; 2] = ["hostblob, vfio-user", "hostblob, vhost-user"];
 pub const PEER: &str = "virglrenderer 1.3";
 /// The weaker one.
 pub const OLD_PEER: &str = "virglrenderer 1.1";
+/// Vulkan alone in a guest: on our driver.
+pub const DRIVER: &str = "hostblob's driver";
+/// And on Mesa's, under the strongest peer.
+pub const VENUS: &str = "Venus";
 /// The daemon's work without a transport.
 pub const DEVICE: &str = "hostblob, no transport";
 /// Commands that a creation needs, by the kernel's ioctls: RESOURCE_CREATE_BLOB, RESOURCE_MAP_BLOB.
@@ -148,6 +152,33 @@ fn in_guest(system: &str) -> Vec<Bar> {
     bars
 }
 
+/// What a program sees that knows Vulkan alone.
+fn of_the_driver() -> Vec<Bar> {
+    let ready = |system, row: &str, size| Key::new(system, &format!("{row}: ready")).size(size);
+    let mut bars = Vec::new();
+    for (limit, name, row, size) in [
+        (1e-3, "4 KiB", "vulkan", 4 * KIB),
+        (1e-2, "1 MiB from a block", "vulkan", MIB),
+        (0.05, "1 MiB dedicated", "vulkan dedicated", MIB),
+        (0.1, "64 MiB", "vulkan", 64 * MIB),
+    ] {
+        let text = format!("Vulkan: {name}: allocate + map until each page is touched, to Venus");
+        let bar = Bar::at_most(limit, text, ready(DRIVER, row, size));
+        bars.push(bar.over(ready(VENUS, row, size)));
+    }
+    for (name, row, size) in [
+        ("4 KiB", "vulkan", 4 * KIB),
+        ("1 MiB", "vulkan", MIB),
+        ("1 MiB dedicated", "vulkan dedicated", MIB),
+        ("64 MiB", "vulkan", 64 * MIB),
+    ] {
+        let text = format!("Vulkan: {name}: the same among 1,000 live, to among none");
+        let key = ready(DRIVER, row, size);
+        bars.push(Bar::at_most(1.1, text, key.clone().live(1_000)).over(key));
+    }
+    bars
+}
+
 /// What the library does without the host.
 fn of_the_library() -> Vec<Bar> {
     let pair = |system: &str| Key::new(system, "pair").size(4 * KIB).threads(1);
@@ -225,7 +256,8 @@ fn of_the_daemon() -> Vec<Bar> {
 /// All bars, judged.
 pub fn judge(data: &Data) -> Vec<Verdict> {
     let bars = OURS.iter().flat_map(|system| in_guest(system));
-    bars.chain(of_the_library())
+    bars.chain(of_the_driver())
+        .chain(of_the_library())
         .chain(of_the_daemon())
         .map(|bar| bar.judge(data))
         .collect()
@@ -264,5 +296,10 @@ mod tests {
         assert_eq!(find("system calls to create"), (Some(0.0), Some(true)));
         assert_eq!(find("1 MiB until each page"), (None, None));
         assert_eq!(find("resident when idle"), (Some(1.0), Some(true)));
+        assert_eq!(
+            find("Vulkan: 4 KiB: allocate"),
+            (Some(3.0 / 11000.0), Some(true))
+        );
+        assert_eq!(find("Vulkan: 4 KiB: the same"), (Some(1.2), Some(false)));
     }
 }

@@ -281,6 +281,9 @@ pub(crate) mod tests {
 {"system":"hostblob, vfio-user","round":1,"row":"copy-to-ram","size":1048576,"live":1,"unit":"us","samples":[100,99,98]}
 {"system":"hostblob, no transport","row":"calls: create + map","unit":"calls","samples":[0.0]}
 {"system":"hostblob, local socket","row":"resident","unit":"bytes","samples":[0,268435456,1048576],"at":[0.0,1.0,2.0]}
+{"system":"hostblob's driver","round":1,"row":"vulkan: ready","size":4096,"live":0,"unit":"us","samples":[2,3,4]}
+{"system":"hostblob's driver","round":1,"row":"vulkan: ready","size":4096,"live":1000,"unit":"us","samples":[3.6]}
+{"system":"Venus","round":1,"row":"vulkan: ready","size":4096,"live":0,"unit":"us","samples":[11000]}
 {"system":"hostblob","row":"pair","size":4096,"live":0,"threads":1,"unit":"ns","samples":[100]}
 {"system":"VMA","row":"pair","size":4096,"live":0,"threads":1,"unit":"ns","samples":[180]}
 "#;

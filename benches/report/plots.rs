@@ -4,7 +4,7 @@ use anyhow::{Result, anyhow};
 use plotters::coord::ranged1d::{AsRangedCoord, Ranged, ValueFormatter};
 use plotters::prelude::*;
 
-use super::bars::{OLD_PEER, OURS, PEER};
+use super::bars::{DRIVER, OLD_PEER, OURS, PEER, VENUS};
 use super::data::{Data, Key, READY};
 
 const SIZE: (u32, u32) = (720, 400);
@@ -42,6 +42,7 @@ pub fn draw(data: &Data) -> Result<Vec<(&'static str, String)>> {
             distribution_frame(),
             distribution(data),
         ),
+        ("vulkan.svg", vulkan_frame(), vulkan(data)),
         ("throughput.svg", throughput_frame(), throughput(data)),
         ("resident.svg", resident_frame(), resident(data)),
     ] {
@@ -111,6 +112,34 @@ fn distribution(data: &Data) -> Vec<Line> {
         }
     };
     guests().map(line).collect()
+}
+
+fn vulkan_frame() -> Frame {
+    Frame {
+        title: "Vulkan: allocate + map until each page is touched, median",
+        x: "bytes",
+        y: "microseconds",
+        log_x: true,
+        log_y: true,
+        names: SeriesLabelPosition::LowerRight,
+    }
+}
+
+fn vulkan(data: &Data) -> Vec<Line> {
+    let line = |system: &str, live: u64| {
+        let of_system = data
+            .of_row("vulkan: ready")
+            .filter(|(key, _)| key.system == system && key.live == live);
+        Line {
+            name: format!("{system}, {live} live"),
+            points: of_system
+                .filter_map(|(key, samples)| Some((key.size as f64, samples.median()?)))
+                .collect(),
+        }
+    };
+    [(DRIVER, 0), (DRIVER, 1_000), (VENUS, 0), (VENUS, 1_000)]
+        .map(|(system, live)| line(system, live))
+        .into()
 }
 
 fn throughput_frame() -> Frame {

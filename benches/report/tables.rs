@@ -1,6 +1,6 @@
 //! Tables in Markdown.
 
-use super::bars::{self, COMMANDS, DEVICE, OLD_PEER, OURS, PEER, Verdict, Way};
+use super::bars::{self, COMMANDS, DEVICE, DRIVER, OLD_PEER, OURS, PEER, VENUS, Verdict, Way};
 use super::data::{Data, Key, READY};
 
 /// Guests, in the order of their columns.
@@ -77,6 +77,7 @@ pub fn markdown(data: &Data) -> String {
         verdicts(&bars::judge(data)),
         guests(data),
         memory(data),
+        vulkan(data),
         suballocators(data),
         threads(data),
         pools(data),
@@ -233,6 +234,35 @@ fn memory(data: &Data) -> String {
     table.text(
         "memcpy into a mapped blob, in a guest",
         "GB/s, and its ratio to memcpy into the guest's own memory.",
+    )
+}
+
+fn vulkan(data: &Data) -> String {
+    const PARTS: [&str; 4] = ["map", "touch", "ready", "free"];
+    let columns = [DRIVER, VENUS]
+        .iter()
+        .flat_map(|system| PARTS.map(|part| format!("{system}: {part}")));
+    let head = ["memory", "live"].map(str::to_owned).into_iter();
+    let last = std::iter::once("ready, to Venus".to_owned());
+    let mut table = Table::new(head.chain(columns).chain(last));
+    for (prefix, kind) in [("vulkan", ""), ("vulkan dedicated", ", dedicated")] {
+        for (bytes, live) in cells(data, &format!("{prefix}: ready")) {
+            let median = |system: &str, part: &str| {
+                let row = format!("{prefix}: {part}");
+                data.median(&Key::new(system, &row).size(bytes).live(live))
+            };
+            let mut row = vec![live.to_string()];
+            for system in [DRIVER, VENUS] {
+                row.extend(PARTS.map(|part| short(median(system, part))));
+            }
+            let over = median(VENUS, "ready");
+            row.push(short(ratio(median(DRIVER, "ready"), over)));
+            table.row(format!("{}{kind}", size(bytes)), row);
+        }
+    }
+    table.text(
+        "vkAllocateMemory + vkMapMemory, first touch, vkFreeMemory, in a guest",
+        "Microseconds, through the loader. \"Ready\" is until each page has been written.",
     )
 }
 
@@ -422,6 +452,7 @@ mod tests {
             "| 4 KiB | 10000 | 220 | - | - | - | - | 1.83 |",
             "| 1 MiB | 10.4 | 0.980 | - | - | - | - | - | - |",
             "| 0 | 100 | 180 | - | - | 0.556 |",
+            "| 4 KiB | 0 | - | - | 3.00 | - | - | - | 11000 | - | 2.73e-4 |",
             "- virglrenderer 1.1: not measured further: it ended",
         ] {
             assert!(text.contains(line), "no line {line:?} in\n{text}");

@@ -7,6 +7,7 @@
 //! | [`exports`] | what do processes beside the daemon see? |
 //! | [`raw`] | what does the kernel offer without our library? |
 //! | [`cross_domain`], [`wayland`] | what does a Wayland client need, and do? |
+//! | [`vulkan`] | what do programs see that know Vulkan alone? |
 //! | [`report`] | how does a program in the guest tell the harness? |
 //! | [`latency`] | how long does it take? |
 //!
@@ -29,4 +30,5 @@ pub mod peer;
 pub mod raw;
 pub mod report;
 pub mod scenario;
+pub mod vulkan;
 pub mod wayland;

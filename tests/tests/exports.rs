@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 
 use hostblob_tests::report;
 use xtask::build;
+use xtask::libraries::Set;
 use xtask::vm::{Output, Vm};
 
 use crate::fixture;
@@ -30,7 +31,7 @@ fn run() -> Output {
     let mut vm = Vm::builder(fixture::environment())
         .program(fixture::guest_program("exports"), [PATH, EXAMPLES])
         .file(fixture::hostblobd(), PATH)
-        .libraries()
+        .libraries(Set::Driver)
         .expect("the guest's libraries")
         .memory_mib(1024);
     for (package, name) in PROGRAMS {

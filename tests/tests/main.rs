@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `socket` | every scenario | over the local socket, providers `system` and `vulkan` |
 //! | `vm` | every scenario, the programs, the C example | in QEMU over vfio-user and vhost-user, Vulkan on the host |
+//! | `vulkan` | stock Vulkan programs, and allocators, on our driver | in QEMU |
 //! | `lifecycle` | resets, reboots, stops, a killed QEMU | in QEMU over both |
 //! | `driver` | GPU work, while the process with the driver is killed | over the local socket, and in QEMU |
 //! | `daemon` | start, end, wrong flags | on the host |
@@ -28,3 +29,4 @@ mod lifecycle;
 mod renderers;
 mod socket;
 mod vm;
+mod vulkan;

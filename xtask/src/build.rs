@@ -57,6 +57,22 @@ pub fn host_example(package: &str, name: &str) -> Result<PathBuf> {
     Ok(target().join("release/examples").join(name))
 }
 
+/// Builds an example for this host as `cargo test` does; returns where it is.
+pub fn test_example(package: &str, name: &str) -> Result<PathBuf> {
+    let arguments = ["build", "--quiet", "--package", package, "--example", name];
+    cargo(&arguments, &[])?;
+    Ok(target().join("debug/examples").join(name))
+}
+
+/// Builds the Vulkan driver for this host, optimised; returns its manifest, beside which it lies.
+pub fn vulkan_driver() -> Result<PathBuf> {
+    const MANIFEST: &str = "vulkan_hostblob.json";
+    let manifest = host_library("hostblob-icd")?.join(MANIFEST);
+    std::fs::copy(workspace().join("icd").join(MANIFEST), &manifest)
+        .with_context(|| format!("cannot write {}", manifest.display()))?;
+    Ok(manifest)
+}
+
 /// Builds the libraries of a package for this host, optimised; returns the folder that they are in.
 pub fn host_library(package: &str) -> Result<PathBuf> {
     cargo(

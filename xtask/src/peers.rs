@@ -61,14 +61,23 @@ impl Peer {
         Ok(Self { root, environment })
     }
 
-    /// The version of its virglrenderer, for people: the first line of the package's changelog has it in brackets.
-    pub fn virglrenderer(&self) -> String {
+    /// The version of its virglrenderer: the first line of the package's changelog has it in brackets.
+    fn virglrenderer(&self) -> String {
         let changelog = self.path("share/doc/libvirglrenderer1/changelog.Debian.gz");
         let text = run(Command::new("zcat").arg(changelog)).unwrap_or_default();
         let version = text
             .split_once('(')
             .and_then(|(_, rest)| rest.split_once(')'));
         version.map_or_else(|| "unknown".to_owned(), |(version, _)| version.to_owned())
+    }
+
+    /// What it is, for people.
+    pub fn about(&self) -> String {
+        format!(
+            "virtio-gpu-gl with Venus, virglrenderer {}, {}",
+            self.virglrenderer(),
+            self.environment.qemu.version()
+        )
     }
 
     fn path(&self, part: &str) -> PathBuf {

@@ -27,6 +27,7 @@ use tempfile::TempDir;
 use crate::daemon::Daemon;
 use crate::environment::Environment;
 use crate::initramfs::{self, Payload};
+use crate::libraries::Set;
 use channel::Channels;
 pub use qmp::Qmp;
 
@@ -295,10 +296,21 @@ impl VmBuilder<'_> {
         self
     }
 
-    /// A C library and a Vulkan driver, by which programs of the host that are not static run in the guest too.
-    pub fn libraries(mut self) -> Result<Self> {
-        self.files.extend(self.environment.libraries.files()?);
+    /// A C library and what there is to Vulkan, by which programs of the host that are not static run in the guest too.
+    pub fn libraries(mut self, set: Set) -> Result<Self> {
+        self.files.extend(self.environment.libraries.files(set)?);
         Ok(self)
+    }
+
+    /// Our Vulkan driver, of this manifest, which the loader then finds alone.
+    #[must_use]
+    pub fn vulkan_driver(mut self, manifest: &Path) -> Self {
+        const MANIFEST: &str = "/driver/vulkan_hostblob.json";
+        const LIBRARY: &str = "libvulkan_hostblob.so";
+        let library = manifest.with_file_name(LIBRARY);
+        self = self.env("VK_DRIVER_FILES", MANIFEST);
+        self.file(manifest, MANIFEST)
+            .file(library, &format!("/driver/{LIBRARY}"))
     }
 
     /// Memory of the guest.

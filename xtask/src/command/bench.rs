@@ -3,6 +3,7 @@
 //! | module | measures |
 //! |---|---|
 //! | `guests` | what a guest waits for, under hostblobd and under other devices, in turn |
+//! | `vulkan` | what a program waits for that knows Vulkan alone, on our driver and on Venus |
 //! | `host` | the library and the daemon without a virtual machine: times, instructions, system calls, bytes |
 //! | `traced` | what a daemon asks of its kernel |
 //!
@@ -11,6 +12,7 @@
 mod guests;
 mod host;
 mod traced;
+mod vulkan;
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -144,8 +146,12 @@ impl Programs {
         })
     }
 
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("bench-{name}"))
+    }
+
     fn command(&self, name: &str) -> Command {
-        Command::new(self.folder.join(format!("bench-{name}")))
+        Command::new(self.path(name))
     }
 }
 
@@ -171,6 +177,8 @@ pub fn run(flags: &Flags) -> Result<()> {
         extents,
         &mut records,
     )?;
+    let program = programs.path("vulkan");
+    vulkan::measure(&environment, &peers, &program, extents, &mut records)?;
     host::measure(&programs, flags.quick, &mut records)?;
     let docs = flags.docs.then(|| build::workspace().join("docs"));
     step("the report", || {

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::json;
 
 use super::{Extents, Records, traced};
@@ -11,16 +11,16 @@ use crate::daemon::Daemon;
 use crate::environment::Environment;
 use crate::peers::{Peer, Screen, VENUS_CAPSET};
 use crate::progress::{note, step};
-use crate::vm::{Transport, Vm};
+use crate::vm::{Transport, Vm, VmBuilder};
 
 /// hostblob's capset.
 const CAPSET: &str = "hostblob";
 
 /// Longest time that all of it may take.
-const TIMEOUT: Duration = Duration::from_secs(3600);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// The bytes of a guest, with buffers of 64 MiB in it.
-const MEMORY_MIB: u32 = 768;
+pub(super) const MEMORY_MIB: u32 = 768;
 
 /// Most live blobs of the system in which each is a region of QEMU: at 1,000 of them one more takes 20 ms and longer.
 const SLOW_LIVE: &str = "0,100,1000";
@@ -30,7 +30,7 @@ pub(super) struct Peers {
     /// A region of QEMU for each blob.
     old: Peer,
     /// The strongest that is known: virglrenderer maps into one region.
-    new: Peer,
+    pub(super) new: Peer,
 }
 
 /// Installs what is missing.
@@ -42,14 +42,50 @@ pub(super) fn peers(environment: &Environment) -> Result<Peers> {
 }
 
 /// A guest that waits to be asked.
-struct System {
+pub(super) struct System {
     name: &'static str,
-    about: String,
     vm: Vm,
     /// Outlives the machine.
     daemon: Option<Daemon>,
     rounds: u32,
     lost: bool,
+}
+
+impl System {
+    /// Starts it, to be asked in so many rounds. `None` for a peer that does not start: that is a finding.
+    pub(super) fn boot(
+        name: &'static str,
+        about: &str,
+        vm: &VmBuilder<'_>,
+        daemon: Option<Daemon>,
+        rounds: u32,
+        records: &mut Records,
+    ) -> Result<Option<Self>> {
+        let vm = match vm.start() {
+            Ok(vm) => vm,
+            Err(error) if daemon.is_some() => return Err(error.context(name)),
+            Err(error) => {
+                records.missing(name, &first_line(&error))?;
+                return Ok(None);
+            }
+        };
+        records.add(&json!({ "system": name, "is": about }))?;
+        Ok(Some(Self {
+            name,
+            vm,
+            daemon,
+            rounds,
+            lost: false,
+        }))
+    }
+
+    /// Waits until its program can be asked.
+    pub(super) fn wait(&mut self, records: &mut Records) -> Result<()> {
+        match self.vm.wait_for("ready", 1) {
+            Ok(()) => Ok(()),
+            Err(error) => lose(self, &error, records),
+        }
+    }
 }
 
 /// Boots all, asks them in turn, and looks at what the daemons do meanwhile.
@@ -64,11 +100,22 @@ pub(super) fn measure(
     let mut systems = step("booting four guests", || {
         boot(environment, peers, program, extents, &screen, records)
     })?;
-    for system in &systems {
-        records.add(&json!({ "system": system.name, "is": system.about }))?;
+    ask_all(&mut systems, records)?;
+    for system in &mut systems {
+        let transport = system.daemon.as_ref().and_then(Daemon::transport);
+        if let Some(transport) = transport {
+            let what = format!("system calls of hostblobd: {}", system.name);
+            step(&what, || count(system, transport, records))?;
+        }
     }
-    for round in 0..extents.rounds {
-        for system in &mut systems {
+    end(systems)
+}
+
+/// Asks all in turn, as often as each is to be asked.
+pub(super) fn ask_all(systems: &mut [System], records: &mut Records) -> Result<()> {
+    let most = systems.iter().map(|system| system.rounds).max();
+    for round in 0..most.unwrap_or(0) {
+        for system in systems.iter_mut() {
             if round < system.rounds && !system.lost {
                 let what = format!("round {} of {}: {}", round + 1, system.rounds, system.name);
                 if let Err(error) = step(&what, || ask(system, round, records)) {
@@ -77,13 +124,11 @@ pub(super) fn measure(
             }
         }
     }
-    for system in &mut systems {
-        let transport = system.daemon.as_ref().and_then(Daemon::transport);
-        if let Some(transport) = transport {
-            let what = format!("system calls of hostblobd: {}", system.name);
-            step(&what, || count(system, transport, records))?;
-        }
-    }
+    Ok(())
+}
+
+/// Ends them, in order.
+pub(super) fn end(systems: Vec<System>) -> Result<()> {
     for system in systems {
         if system.lost {
             continue;
@@ -132,14 +177,9 @@ fn boot(
     ] {
         let daemon = Daemon::builder().transport(transport).start()?;
         let vm = guest(environment, CAPSET, extents.live, sizes(blobs, large)).device(&daemon);
-        systems.push(System {
-            name,
-            about: environment.qemu.version(),
-            vm: vm.start().context(name)?,
-            daemon: Some(daemon),
-            rounds: extents.rounds,
-            lost: false,
-        });
+        let (about, rounds) = (environment.qemu.version(), extents.rounds);
+        let system = System::boot(name, &about, &vm, Some(daemon), rounds, records)?;
+        systems.extend(system);
     }
     for (name, peer, rounds, live, sizes) in [
         (
@@ -158,30 +198,12 @@ fn boot(
         ),
     ] {
         let vm = guest(&peer.environment, VENUS_CAPSET, live, sizes);
-        let vm = match peer.configure(vm, screen).start() {
-            Ok(vm) => vm,
-            Err(error) => {
-                records.missing(name, &first_line(&error))?;
-                continue;
-            }
-        };
-        systems.push(System {
-            name,
-            about: format!(
-                "virtio-gpu-gl with Venus, virglrenderer {}, {}",
-                peer.virglrenderer(),
-                peer.environment.qemu.version()
-            ),
-            vm,
-            daemon: None,
-            rounds,
-            lost: false,
-        });
+        let vm = peer.configure(vm, screen);
+        let system = System::boot(name, &peer.about(), &vm, None, rounds, records)?;
+        systems.extend(system);
     }
     for system in &mut systems {
-        if let Err(error) = system.vm.wait_for("ready", 1) {
-            lose(system, &error, records)?;
-        }
+        system.wait(records)?;
     }
     Ok(systems)
 }

@@ -1,0 +1,68 @@
+//! Programs that know Vulkan alone, in a guest, on our driver there: one boot for all.
+
+use std::sync::OnceLock;
+
+use hostblob_tests::report;
+use xtask::build;
+use xtask::daemon::Daemon;
+use xtask::libraries::Set;
+use xtask::vm::{Output, Transport, Vm};
+
+use crate::fixture;
+
+/// `None` where it failed.
+fn boot() -> &'static Output {
+    static BOOT: OnceLock<Option<Output>> = OnceLock::new();
+    let boot = BOOT.get_or_init(|| std::panic::catch_unwind(run).ok());
+    boot.as_ref()
+        .expect("the boot of these checks, which failed in another test too")
+}
+
+fn run() -> Output {
+    const ALLOCATORS: &str = "/program/allocators";
+    let driver = build::vulkan_driver().expect("the driver builds");
+    let allocators = build::test_example("hostblob-tests", "allocators");
+    fixture::hostblobd();
+    // With its own limits: blocks of 256 MiB are usual with those who know nothing of the host.
+    let daemon = Daemon::builder()
+        .transport(Transport::VfioUser)
+        .args(["--provider", "vulkan", "--validation"])
+        .start()
+        .expect("hostblobd starts");
+    let vm = Vm::builder(fixture::environment())
+        .device(&daemon)
+        .libraries(Set::Client)
+        .expect("the guest's libraries")
+        .vulkan_driver(&driver)
+        .file(allocators.expect("the program builds"), ALLOCATORS)
+        .program(fixture::guest_program("vulkan"), [ALLOCATORS]);
+    let _slot = fixture::slot();
+    let output = vm.run().expect("the guest runs");
+    print!("{}", output.stdout);
+    fixture::finish(daemon);
+    output
+}
+
+fn check(name: &str) {
+    let output = boot();
+    match report::parse(&output.stdout).get(name) {
+        Some(None) => {}
+        Some(Some(failure)) => panic!("{failure}\n{}", output.stdout),
+        None => panic!(
+            "it was not run:\n{}\n--- console\n{}",
+            output.stdout, output.console
+        ),
+    }
+}
+
+macro_rules! tests {
+    ($($group:ident { $($name:ident,)* })*) => {
+        $($(#[test] fn $name() { check(stringify!($name)); })*)*
+    };
+}
+hostblob_tests::for_each_vulkan_check!(tests);
+
+#[test]
+fn the_guest_ends_in_order() {
+    fixture::succeeded(boot());
+}
