@@ -70,8 +70,12 @@ impl Guest {
                     return self.answer_failure(context, envelope.sequence, index, error);
                 }
             }
-            if let (Request::Create(create), Some(name)) = (request, &envelope.debug_name) {
-                self.label(context, create.client_id, &name.name);
+            if let (
+                Request::Create(Create { client_id, .. }) | Request::Map(Map { client_id, .. }),
+                Some(name),
+            ) = (request, &envelope.debug_name)
+            {
+                self.label(context, *client_id, &name.name);
             }
         }
         self.note_work(context, ring, before);
