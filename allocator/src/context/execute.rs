@@ -478,6 +478,7 @@ impl Guest {
     pub(crate) fn memory(&self, key: MemoryKey, client_id: u64) -> Result<&Memory, Error> {
         self.memories
             .get(&key)
+            .map(Box::as_ref)
             .ok_or(Error::UnknownClientId(client_id))
     }
 
@@ -488,6 +489,7 @@ impl Guest {
     ) -> Result<&mut Memory, Error> {
         self.memories
             .get_mut(&key)
+            .map(Box::as_mut)
             .ok_or(Error::UnknownClientId(client_id))
     }
 
