@@ -11,7 +11,7 @@ struct Stderr;
 
 impl Log for Stderr {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target().starts_with("hostblob")
+        metadata.target().contains("hostblob")
     }
 
     fn log(&self, record: &Record<'_>) {

@@ -46,6 +46,9 @@ pub(crate) fn allocate(
     callbacks: Option<Callbacks>,
     out: Out<'_, vk::DeviceMemory>,
 ) -> Result<(), vk::Result> {
+    // The command cannot say that the device is lost, but blocks that are there are no use any more.
+    let lost = device.monitor().check();
+    lost.map_err(|_| vk::Result::ERROR_OUT_OF_DEVICE_MEMORY)?;
     // SAFETY: the chain of a structure that the program filled.
     let import = unsafe { chain::find::<vk::ImportMemoryFdInfoKHR<'_>>(info.p_next) };
     let import = import.filter(|import| !import.handle_type.is_empty());

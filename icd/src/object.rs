@@ -192,3 +192,11 @@ macro_rules! objects {
     )*};
 }
 pub(crate) use objects;
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test states what it expects"
+)]
+mod tests;

@@ -4,12 +4,17 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
+use hostblob_guest::ENV_SOCKET;
 
 /// Where things are.
 #[derive(Debug, Clone)]
 pub struct Setup {
     /// The program `allocators`.
     pub allocators: PathBuf,
+    /// The program `vulkan_memory`.
+    pub memory: PathBuf,
+    /// For the programs' environment, besides what is in ours.
+    pub environment: Vec<(&'static str, PathBuf)>,
     /// A folder to write to.
     pub folder: PathBuf,
 }
@@ -26,6 +31,8 @@ macro_rules! for_each_vulkan_check {
                 vulkaninfo_tells_of_the_device,
                 vulkaninfo_sums_up_the_device,
                 the_layer_tells_of_a_mistake,
+                a_c_program_finds_every_memory_type_right,
+                a_c_program_meets_the_quota,
                 allocators_find_all_in_order,
             }
             gpu_allocator {
@@ -76,6 +83,7 @@ impl Setup {
         let program = program.as_ref();
         let output = Command::new(program)
             .args(arguments)
+            .envs(self.environment.iter().cloned())
             .env("VK_INSTANCE_LAYERS", "VK_LAYER_KHRONOS_validation")
             .env("VK_LAYER_SETTINGS_PATH", &settings)
             .env("XDG_RUNTIME_DIR", &self.folder)
@@ -99,7 +107,7 @@ impl Setup {
     }
 
     /// Likewise, and the layer has no complaint.
-    fn run_well(&self, program: impl AsRef<Path>, arguments: &[&str]) -> Result<String> {
+    pub fn run_well(&self, program: impl AsRef<Path>, arguments: &[&str]) -> Result<String> {
         let said = self.run(program, arguments)?;
         ensure!(
             said.messages.is_empty(),
@@ -125,13 +133,21 @@ fn vulkaninfo_tells_of_the_device(setup: &Setup) -> Result<()> {
         &[
             "deviceName        = hostblob (",
             "apiVersion        = 1.1.",
-            "VK_EXT_external_memory_dma_buf",
             "VK_EXT_memory_budget",
             "VK_KHR_timeline_semaphore",
             "queueFlags                  = QUEUE_TRANSFER_BIT",
             "MEMORY_PROPERTY_HOST_VISIBLE_BIT",
         ],
-    )
+    )?;
+    let over_socket = setup
+        .environment
+        .iter()
+        .any(|(name, _)| *name == ENV_SOCKET);
+    ensure!(
+        text.contains("VK_EXT_external_memory_dma_buf") != over_socket,
+        "a socket makes no dma-bufs, the kernel does:\n{text}"
+    );
+    Ok(())
 }
 
 fn vulkaninfo_sums_up_the_device(setup: &Setup) -> Result<()> {
@@ -145,6 +161,19 @@ fn vulkaninfo_sums_up_the_device(setup: &Setup) -> Result<()> {
 fn the_layer_tells_of_a_mistake(setup: &Setup) -> Result<()> {
     let said = setup.run(&setup.allocators, &["--mistake"])?;
     has(&said.messages, &["VUID-VkBufferCreateInfo-size-00912"])
+}
+
+fn a_c_program_finds_every_memory_type_right(setup: &Setup) -> Result<()> {
+    let text = setup.run_well(&setup.memory, &[])?;
+    has(
+        &text,
+        &["memory type 0", "all bytes are right", "as they should be"],
+    )
+}
+
+fn a_c_program_meets_the_quota(setup: &Setup) -> Result<()> {
+    let text = setup.run_well(&setup.memory, &["quota"])?;
+    has(&text, &["then VK_ERROR_OUT_OF_DEVICE_MEMORY"])
 }
 
 /// Its own checks are told line by line.

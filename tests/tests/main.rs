@@ -7,6 +7,7 @@
 //! | `vulkan` | stock Vulkan programs, and allocators, on our driver | in QEMU |
 //! | `lifecycle` | resets, reboots, stops, a killed QEMU | in QEMU over both |
 //! | `driver` | GPU work, while the process with the driver is killed | over the local socket, and in QEMU |
+//! | `icd` | programs that know Vulkan alone, and each error they can meet | over the local socket |
 //! | `daemon` | start, end, wrong flags | on the host |
 //!
 //! `vm` and `lifecycle` need what `cargo xtask setup` fetches, and fail where it is missing.
@@ -25,6 +26,7 @@ mod fixture;
 mod daemon;
 mod driver;
 mod exports;
+mod icd;
 mod lifecycle;
 mod renderers;
 mod socket;

@@ -20,6 +20,7 @@ fn boot() -> &'static Output {
 
 fn run() -> Output {
     const ALLOCATORS: &str = "/program/allocators";
+    const MEMORY: &str = "/program/vulkan_memory";
     let driver = build::vulkan_driver().expect("the driver builds");
     let allocators = build::test_example("hostblob-tests", "allocators");
     fixture::hostblobd();
@@ -35,7 +36,8 @@ fn run() -> Output {
         .expect("the guest's libraries")
         .vulkan_driver(&driver)
         .file(allocators.expect("the program builds"), ALLOCATORS)
-        .program(fixture::guest_program("vulkan"), [ALLOCATORS]);
+        .file(build::vulkan_memory().expect("cc compiles"), MEMORY)
+        .program(fixture::guest_program("vulkan"), [ALLOCATORS, MEMORY]);
     let _slot = fixture::slot();
     let output = vm.run().expect("the guest runs");
     print!("{}", output.stdout);

@@ -73,6 +73,22 @@ pub fn vulkan_driver() -> Result<PathBuf> {
     Ok(manifest)
 }
 
+/// Compiles the C program that knows Vulkan alone; returns where it is. It wants the Vulkan loader where it runs.
+pub fn vulkan_memory() -> Result<PathBuf> {
+    let program = target().join("vulkan_memory");
+    let mut command = Command::new("cc");
+    command
+        .args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-O2", "-o"])
+        .arg(&program)
+        .arg(workspace().join("icd/examples/vulkan_memory.c"))
+        .arg("-lvulkan");
+    let status = command.status().context("cc cannot be run")?;
+    if !status.success() {
+        bail!("cc ended with {status}; it needs libvulkan-dev: run `cargo xtask setup`");
+    }
+    Ok(program)
+}
+
 /// Builds the libraries of a package for this host, optimised; returns the folder that they are in.
 pub fn host_library(package: &str) -> Result<PathBuf> {
     cargo(

@@ -42,6 +42,22 @@ const VALIDATION: &[Need] = &[Need {
     files: &["/usr/share/vulkan/explicit_layer.d/*validation*.json"],
 }];
 
+/// Programs that use Vulkan, and what it takes to compile one.
+const VULKAN_CLIENTS: &[Need] = &[
+    Need {
+        package: "vulkan-tools",
+        files: &["/usr/bin/vulkaninfo"],
+    },
+    Need {
+        package: "libvulkan-dev",
+        files: &["/usr/include/vulkan/vulkan.h"],
+    },
+    Need {
+        package: "gcc",
+        files: &["/usr/bin/cc"],
+    },
+];
+
 /// A compositor without a screen, for the clients of a guest.
 const COMPOSITOR: &[Need] = &[Need {
     package: "weston",
@@ -74,6 +90,8 @@ const COMPILER: &[Need] = &[Need {
 pub enum Extent {
     /// To run.
     Run,
+    /// To run programs that use Vulkan as well.
+    Clients,
     /// To test as well.
     Test,
     /// To measure.
@@ -84,7 +102,8 @@ pub enum Extent {
 pub fn ensure(extent: Extent) -> Result<()> {
     let more: &[&[Need]] = match extent {
         Extent::Run => &[],
-        Extent::Test => &[VALIDATION, COMPOSITOR, COMPILER],
+        Extent::Clients => &[VULKAN_CLIENTS],
+        Extent::Test => &[VALIDATION, COMPOSITOR, COMPILER, VULKAN_CLIENTS],
         Extent::Bench => &[BENCH, COMPILER],
     };
     let missing: Vec<&str> = VULKAN

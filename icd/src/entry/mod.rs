@@ -181,3 +181,7 @@ pub(crate) fn device_proc_addr(device: &Device, name: &CStr) -> vk::PFN_vkVoidFu
     (entry.level == Level::Device && device.extensions().contains(entry.extension))
         .then_some(entry.function)
 }
+
+#[cfg(test)]
+#[allow(clippy::panic, reason = "a test states what it expects")]
+mod tests;

@@ -36,6 +36,7 @@ pub(crate) fn image2(
     vk::Result::ERROR_FORMAT_NOT_SUPPORTED
 }
 
+#[expect(clippy::too_many_arguments, reason = "as many as the command has")]
 pub(crate) fn sparse(
     _: &PhysicalDevice,
     _: vk::Format,

@@ -35,14 +35,14 @@ pub(crate) fn get(physical: &PhysicalDevice, out: &mut vk::PhysicalDeviceMemoryP
 
 pub(crate) fn get2(physical: &PhysicalDevice, out: &mut vk::PhysicalDeviceMemoryProperties2<'_>) {
     out.memory_properties = memory_properties(physical);
+    let more = |kind, structure| {
+        if kind == vk::StructureType::PHYSICAL_DEVICE_MEMORY_BUDGET_PROPERTIES_EXT {
+            // SAFETY: `sType` says that it is one.
+            budget(physical, unsafe { chain::as_mut(structure) });
+        }
+    };
     // SAFETY: the chain of a structure that the program filled.
-    unsafe {
-        chain::each(out.p_next, |kind, structure| {
-            if kind == vk::StructureType::PHYSICAL_DEVICE_MEMORY_BUDGET_PROPERTIES_EXT {
-                budget(physical, chain::as_mut(structure));
-            }
-        });
-    }
+    unsafe { chain::each(out.p_next, more) };
 }
 
 /// Asks the host. Zeros, which the specification has for heaps that are not there, where the device is lost.

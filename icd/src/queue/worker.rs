@@ -26,11 +26,21 @@ pub(super) struct Worker {
     pub(super) completed: Arc<AtomicU64>,
 }
 
-/// Why a job came to no end.
+/// Why a job came to no end, and the device is lost.
 enum Failure {
-    /// The device was lost elsewhere, or is being destroyed.
+    /// It is lost already, or is being destroyed.
     Ended,
     Reason(String),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Failure::Reason(match error {
+            Error::DeviceLost(_) => error.to_string(),
+            // Vulkan has no other way to say that work failed after it was submitted.
+            error => format!("the device is lost: {error}"),
+        })
+    }
 }
 
 impl Worker {
@@ -44,9 +54,8 @@ impl Worker {
                 Err(failure) => {
                     self.monitor.lose();
                     if let Failure::Reason(reason) = failure {
-                        log::error!("the device is lost: {reason}");
-                        let text = format!("the device is lost: {reason}");
-                        self.messengers.tell_error(&text);
+                        log::error!("{reason}");
+                        self.messengers.tell_error(&reason);
                     }
                     return;
                 }
@@ -85,11 +94,13 @@ impl Worker {
             {
                 self.wait(&oldest)?;
             }
-            let freed = || Failure::Reason("memory of submitted commands was freed".to_owned());
+            let freed = || {
+                let reason = "the device is lost: memory of submitted commands was freed";
+                Failure::Reason(reason.to_owned())
+            };
             // Held until the command is sent; the program holds it until it is done.
             let held = batch.hold().ok_or_else(freed)?;
-            let fence = self.guest.transfer(&held.transfers());
-            sent.push_back(fence.map_err(|error| Failure::Reason(error.to_string()))?);
+            sent.push_back(self.guest.transfer(&held.transfers())?);
         }
         Ok(())
     }
@@ -101,10 +112,10 @@ impl Worker {
                 Err(Error::Timeout) => {
                     self.monitor.check().map_err(|_| Failure::Ended)?;
                     if let Err(error @ Error::DeviceLost(_)) = self.guest.budget(0) {
-                        return Err(Failure::Reason(error.to_string()));
+                        return Err(error.into());
                     }
                 }
-                Err(error) => return Err(Failure::Reason(error.to_string())),
+                Err(error) => return Err(error.into()),
             }
         }
     }

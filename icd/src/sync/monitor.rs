@@ -1,5 +1,6 @@
 //! One lock and one condition per device, for all that its threads wait for. Also knows whether the device is lost.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ash::vk;
@@ -8,27 +9,27 @@ use parking_lot::{Condvar, Mutex};
 /// Shared by a device, its queue and their threads.
 #[derive(Debug, Default)]
 pub(crate) struct Monitor {
-    lost: Mutex<bool>,
+    lost: AtomicBool,
+    lock: Mutex<()>,
     changed: Condvar,
 }
 
 impl Monitor {
     /// Changes something that others may wait for.
     pub(crate) fn change(&self, change: impl FnOnce()) {
-        let _lost = self.lost.lock();
+        let _locked = self.lock.lock();
         change();
         self.changed.notify_all();
     }
 
     /// Nothing will be signalled any more: whoever waits is told, now and later.
     pub(crate) fn lose(&self) {
-        *self.lost.lock() = true;
-        self.changed.notify_all();
+        self.change(|| self.lost.store(true, Ordering::Release));
     }
 
     /// `VK_ERROR_DEVICE_LOST` once it is.
     pub(crate) fn check(&self) -> Result<(), vk::Result> {
-        match *self.lost.lock() {
+        match self.lost.load(Ordering::Acquire) {
             true => Err(vk::Result::ERROR_DEVICE_LOST),
             false => Ok(()),
         }
@@ -40,19 +41,17 @@ impl Monitor {
         deadline: Option<Instant>,
         mut ready: impl FnMut() -> bool,
     ) -> Result<bool, vk::Result> {
-        let mut lost = self.lost.lock();
+        let mut locked = self.lock.lock();
         loop {
             if ready() {
                 return Ok(true);
             }
-            if *lost {
-                return Err(vk::Result::ERROR_DEVICE_LOST);
-            }
+            self.check()?;
             match deadline {
-                None => self.changed.wait(&mut lost),
+                None => self.changed.wait(&mut locked),
                 Some(deadline) if Instant::now() >= deadline => return Ok(false),
                 Some(deadline) => {
-                    self.changed.wait_until(&mut lost, deadline);
+                    self.changed.wait_until(&mut locked, deadline);
                 }
             }
         }

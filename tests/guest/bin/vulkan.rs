@@ -1,4 +1,4 @@
-//! `vulkan ALLOCATORS`: runs programs on the Vulkan driver that the environment names. A line for each check, as of scenarios.
+//! `vulkan ALLOCATORS MEMORY`: runs programs on the Vulkan driver that the environment names. A line for each check, as of scenarios.
 
 use std::time::Instant;
 
@@ -7,11 +7,14 @@ use hostblob_tests::report;
 use hostblob_tests::vulkan::{STOCK, Setup};
 
 fn main() -> Result<()> {
-    let Some(allocators) = std::env::args().nth(1) else {
-        bail!("usage: vulkan ALLOCATORS");
+    let mut arguments = std::env::args().skip(1);
+    let (Some(allocators), Some(memory)) = (arguments.next(), arguments.next()) else {
+        bail!("usage: vulkan ALLOCATORS MEMORY");
     };
     let setup = Setup {
         allocators: allocators.into(),
+        memory: memory.into(),
+        environment: Vec::new(),
         folder: std::env::temp_dir(),
     };
     let mut failed = 0;
