@@ -28,7 +28,7 @@ use crate::window::{Lease, ParkingSpot};
 /// Key of a memory within its guest; never reused. Also the owner number of its lease.
 pub(crate) type MemoryKey = u64;
 
-/// Where a memory's bytes are.
+/// Where a memory's bytes are. What is large and rare is in boxes: each memory has room for one of these.
 #[derive(Debug)]
 pub(crate) enum Home {
     /// Never written: zeros.
@@ -36,22 +36,22 @@ pub(crate) enum Home {
     /// In the window, at the place of the last mapping.
     Window(Lease),
     /// In the parking file.
-    Parked(ParkingSpot),
+    Parked(Box<ParkingSpot>),
     /// In device memory, under its attachment.
     Device,
     /// In device memory, under its attachment, where the CPU finds it.
     Exported {
         bytes: Elsewhere,
         /// As for `Foreign`.
-        place: Option<Lease>,
+        place: Option<Box<Lease>>,
     },
     /// In the guest's own pages.
-    Pages(Pages),
+    Pages(Box<Pages>),
     /// In memory of a host process.
     Foreign {
-        pages: Pages,
+        pages: Box<Pages>,
         /// Where it is mapped. The place is kept free of others; its own bytes stay unused.
-        place: Option<Lease>,
+        place: Option<Box<Lease>>,
     },
     /// In pages of the guest, once it attaches some.
     Unbacked,
@@ -59,7 +59,7 @@ pub(crate) enum Home {
 
 impl Home {
     /// The place in the window of bytes that are not the window's, where they can have one.
-    pub(crate) fn place_mut(&mut self) -> Option<&mut Option<Lease>> {
+    pub(crate) fn place_mut(&mut self) -> Option<&mut Option<Box<Lease>>> {
         match self {
             Self::Foreign { place, .. } | Self::Exported { place, .. } => Some(place),
             _ => None,
@@ -80,14 +80,14 @@ pub(crate) struct Pages {
 }
 
 impl Pages {
-    pub(crate) fn new(file: FileId, pieces: Vec<Piece>, count: &Arc<AtomicUsize>) -> Self {
+    pub(crate) fn new(file: FileId, pieces: Vec<Piece>, count: &Arc<AtomicUsize>) -> Box<Self> {
         count.fetch_add(pieces.len(), Ordering::Relaxed);
-        Self {
+        Box::new(Self {
             file,
             pieces,
             known: false,
             count: Arc::clone(count),
-        }
+        })
     }
 
     /// Whether both are the same bytes.
@@ -132,14 +132,8 @@ pub(crate) struct Memory {
     pub(crate) context: ContextRef,
     /// All names; none where only the blob refers to it. Contexts find it by theirs.
     pub(crate) names: Vec<Name>,
-    /// What it is shared as.
-    pub(crate) uuid: Option<Uuid>,
-    /// What host processes know it by.
-    pub(crate) export: Option<ExportId>,
-    /// What another device of the VM was given.
-    pub(crate) lent: Option<Arc<OwnedFd>>,
-    /// Other devices of the VM were told of it.
-    pub(crate) announced: bool,
+    /// `None` for most: as if all of it were.
+    pub(crate) shared: Option<Box<Shared>>,
     /// For logs, and for host processes.
     pub(crate) label: Option<Box<str>>,
     pub(crate) size: u64,
@@ -153,6 +147,28 @@ pub(crate) struct Memory {
     pub(crate) home: Home,
     /// Given back last. None for bytes that are not ours.
     pub(crate) _charge: Option<Charge>,
+}
+
+/// What others know a memory by.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    /// What it is shared as.
+    pub(crate) uuid: Option<Uuid>,
+    /// What host processes know it by.
+    pub(crate) export: Option<ExportId>,
+    /// What another device of the VM was given.
+    pub(crate) lent: Option<Arc<OwnedFd>>,
+    /// Other devices of the VM were told of it.
+    pub(crate) announced: bool,
+}
+
+impl Shared {
+    const NOT: Self = Self {
+        uuid: None,
+        export: None,
+        lent: None,
+        announced: false,
+    };
 }
 
 /// Part of a memory: inside it by construction.
@@ -176,10 +192,7 @@ impl Memory {
         Self {
             context,
             names: Vec::new(),
-            uuid: None,
-            export: None,
-            lent: None,
-            announced: false,
+            shared: None,
             label: None,
             size,
             memory_type,
@@ -190,6 +203,16 @@ impl Memory {
             home,
             _charge: None,
         }
+    }
+
+    /// What others know it by.
+    pub(crate) fn shared(&self) -> &Shared {
+        self.shared.as_deref().unwrap_or(&Shared::NOT)
+    }
+
+    /// As [`Memory::shared`], to be changed.
+    pub(crate) fn shared_mut(&mut self) -> &mut Shared {
+        self.shared.get_or_insert_with(|| Box::new(Shared::NOT))
     }
 
     /// Checks a guest's range against the size.

@@ -56,51 +56,49 @@ impl Quota {
         self.limit
     }
 
-    fn take(self: &Arc<Self>, bytes: u64) -> Result<Share, Exceeded> {
+    fn refund(&self, bytes: u64) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    fn take(&self, bytes: u64) -> Result<(), Exceeded> {
+        let fits = |used: u64| used.checked_add(bytes).filter(|&sum| sum <= self.limit);
         self.used
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-                used.checked_add(bytes).filter(|&sum| sum <= self.limit)
-            })
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)
+            .map(drop)
             .map_err(|used| Exceeded {
                 level: self.level,
                 asked: bytes,
                 used,
                 limit: self.limit,
-            })?;
-        Ok(Share {
-            quota: Arc::clone(self),
-            bytes,
-        })
-    }
-}
-
-/// A part of one quota.
-#[derive(Debug)]
-struct Share {
-    quota: Arc<Quota>,
-    bytes: u64,
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        self.quota.used.fetch_sub(self.bytes, Ordering::Relaxed);
+            })
     }
 }
 
 /// Bytes charged to a context and to its device until this drops.
 #[derive(Debug)]
 pub struct Charge {
-    _context: Share,
-    _device: Share,
+    context: Arc<Quota>,
+    device: Arc<Quota>,
+    bytes: u64,
 }
 
 impl Charge {
     /// Charges both, or neither.
     pub fn new(context: &Arc<Quota>, device: &Arc<Quota>, bytes: u64) -> Result<Self, Exceeded> {
+        context.take(bytes)?;
+        device.take(bytes).inspect_err(|_| context.refund(bytes))?;
         Ok(Self {
-            _context: context.take(bytes)?,
-            _device: device.take(bytes)?,
+            context: Arc::clone(context),
+            device: Arc::clone(device),
+            bytes,
         })
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.context.refund(self.bytes);
+        self.device.refund(self.bytes);
     }
 }
 

@@ -84,12 +84,12 @@ impl Work {
     }
 
     /// Keeps `memory` until the release that was submitted as `sequence`, and has not completed, completes.
-    pub(crate) fn retire_at(&mut self, sequence: u64, memory: Memory) {
+    pub(crate) fn retire_at(&mut self, sequence: u64, memory: Box<Memory>) {
         let index = sequence
             .checked_sub(self.completed + 1)
             .and_then(|index| usize::try_from(index).ok());
         if let Some(pending) = index.and_then(|index| self.pending.get_mut(index)) {
-            *pending = Pending::Retire(Box::new(memory));
+            *pending = Pending::Retire(memory);
         }
     }
 

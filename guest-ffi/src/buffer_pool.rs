@@ -143,14 +143,12 @@ impl BufferPool {
         let full = || Error::status_of(Status::OutOfHostMemory, "a buffer of the pool");
         let pages = rounded(info.size().div_ceil(inner.page)).ok_or_else(full)?;
         // All are whole pages, so every offset is a page's.
-        let (place, offset) = {
+        let place = {
             let mut book = inner.book.lock();
             let taken = book.allocate(pages * inner.page, inner.page);
-            taken
-                .map(|(place, offset, ())| (place, offset))
-                .ok_or_else(full)?
+            taken.map(|(place, ())| place).ok_or_else(full)?
         };
-        info.offset = offset;
+        info.offset = place.offset();
         if let Err(error) = inner.memory.publish(&info) {
             inner.book.lock().free(place);
             return Err(error);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use hostblob_capset::{Cache, MemoryType};
 use hostblob_protocol::Status;
 use hostblob_protocol::request::{
-    BindClientId, CacheMode, Flush, Free, Invalidate, Map, MemoryRange, Unmap, request_bit,
+    Access, BindClientId, CacheMode, Flush, Free, Invalidate, Map, MemoryRange, Unmap, request_bit,
 };
 use hostblob_protocol::virtio_gpu::blob_mem;
 use parking_lot::RwLock;
@@ -224,6 +224,26 @@ impl Memory {
             check(&own.session.ask(&[map.into()], None)?, what)?;
         }
         self.map()
+    }
+
+    /// Names it for people: in the daemon's log, and for host processes that list shared memory. Up to 64 bytes of the name are kept.
+    ///
+    /// Only memory that the guest can map, with a blob of its own, has a name; nothing happens to other memory's.
+    pub fn set_name(&self, name: &str) {
+        let Backing::Own(own) = &self.backing else {
+            return;
+        };
+        let maps = own.session.agreed().requests & request_bit::MAP != 0;
+        if own.client_id == 0 || own.extra_name || !own.host_visible || !maps {
+            return;
+        }
+        // A MAP that expects nothing of the memory changes nothing; the envelope's name goes to what it names.
+        let map = Map {
+            client_id: own.client_id,
+            expected_cache: CacheMode::Any,
+            access: Access::READ | Access::WRITE,
+        };
+        own.session.tell_named(&[map.into()], Some(name));
     }
 
     fn must_be_visible(own: &Own) -> Result<()> {

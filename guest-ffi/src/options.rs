@@ -85,9 +85,9 @@ pub const BLOCK_GRANULE: u64 = 2 << 20;
 /// How small requests are served: out of blocks, in the guest process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolOptions {
-    /// Bytes of the first block of a memory type. Rounded up to a multiple of [`BLOCK_GRANULE`].
+    /// Bytes of the first block of a memory type, and the least of later ones. Rounded up to a multiple of [`BLOCK_GRANULE`].
     pub first_block: u64,
-    /// Later blocks double up to this size.
+    /// Later blocks have a sixteenth of the bytes that are there, up to this size.
     pub largest_block: u64,
     /// Larger requests get a blob of their own. 0: all do.
     pub dedicated_above: u64,

@@ -361,8 +361,13 @@ impl Session {
 
     /// Sends requests whose answer nobody needs.
     pub(crate) fn tell(&self, requests: &[Request]) {
+        self.tell_named(requests, None);
+    }
+
+    /// The same, with a name for the memory that they create or map.
+    pub(crate) fn tell_named(&self, requests: &[Request], name: Option<&str>) {
         self.count();
-        let told = envelope(0, requests, None).and_then(|bytes| self.transport.submit(&bytes));
+        let told = envelope(0, requests, name).and_then(|bytes| self.transport.submit(&bytes));
         if let Err(error) = told {
             log::debug!("{requests:?}: {error}");
         }

@@ -38,6 +38,7 @@ static VkDevice device;
 static VkQueue queue;
 static VkCommandPool pool;
 static uint32_t family;
+static int dma_bufs; // memory can go to other processes
 
 static int open_instance(void)
 {
@@ -54,6 +55,16 @@ static int open_instance(void)
     return 1;
 }
 
+static void look_for_dma_bufs(void)
+{
+    VkExtensionProperties extensions[256];
+    uint32_t count = 256;
+    CHECK(vkEnumerateDeviceExtensionProperties(physical, NULL, &count, extensions));
+    dma_bufs = 0;
+    for (uint32_t i = 0; i < count; i++)
+        if (!strcmp(extensions[i].extensionName, VK_EXT_EXTERNAL_MEMORY_DMA_BUF_EXTENSION_NAME)) dma_bufs = 1;
+}
+
 static VkResult open_device(VkDevice *out)
 {
     float priority = 1;
@@ -61,7 +72,8 @@ static VkResult open_device(VkDevice *out)
                                       .queueFamilyIndex = family,
                                       .queueCount = 1,
                                       .pQueuePriorities = &priority};
-    const char *extensions[] = {VK_KHR_TIMELINE_SEMAPHORE_EXTENSION_NAME, VK_KHR_SYNCHRONIZATION_2_EXTENSION_NAME};
+    const char *extensions[] = {VK_KHR_TIMELINE_SEMAPHORE_EXTENSION_NAME, VK_KHR_SYNCHRONIZATION_2_EXTENSION_NAME,
+                                VK_KHR_EXTERNAL_MEMORY_FD_EXTENSION_NAME, VK_EXT_EXTERNAL_MEMORY_DMA_BUF_EXTENSION_NAME};
     VkPhysicalDeviceSynchronization2Features synchronization = {
         .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SYNCHRONIZATION_2_FEATURES, .synchronization2 = VK_TRUE};
     VkPhysicalDeviceTimelineSemaphoreFeatures timeline = {
@@ -72,7 +84,7 @@ static VkResult open_device(VkDevice *out)
                                .pNext = &timeline,
                                .queueCreateInfoCount = 1,
                                .pQueueCreateInfos = &queues,
-                               .enabledExtensionCount = 2,
+                               .enabledExtensionCount = dma_bufs ? 4 : 2,
                                .ppEnabledExtensionNames = extensions};
     return vkCreateDevice(physical, &info, NULL, out);
 }
@@ -91,6 +103,7 @@ static void open_all(void)
     const VkQueueFlags any = VK_QUEUE_TRANSFER_BIT | VK_QUEUE_GRAPHICS_BIT | VK_QUEUE_COMPUTE_BIT;
     for (family = 0; family < count && !(families[family].queueFlags & any); family++) {}
     MUST(family < count);
+    look_for_dma_bufs();
     CHECK(open_device(&device));
     vkGetDeviceQueue(device, family, 0, &queue);
     VkCommandPoolCreateInfo info = {.sType = VK_STRUCTURE_TYPE_COMMAND_POOL_CREATE_INFO, .queueFamilyIndex = family};
@@ -372,6 +385,86 @@ static void images(void)
     vkDestroyImage(device, VK_NULL_HANDLE, NULL);
 }
 
+static const VkExternalMemoryHandleTypeFlagBits DMA_BUF = VK_EXTERNAL_MEMORY_HANDLE_TYPE_DMA_BUF_BIT_EXT;
+
+// A buffer whose memory is exported, or is of a dma-buf.
+static struct buffer external(VkDeviceSize size, int fd)
+{
+    struct buffer made = {.size = size};
+    VkExternalMemoryBufferCreateInfo kind = {.sType = VK_STRUCTURE_TYPE_EXTERNAL_MEMORY_BUFFER_CREATE_INFO, .handleTypes = DMA_BUF};
+    VkBufferCreateInfo info = {.sType = VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO,
+                               .pNext = &kind,
+                               .size = size,
+                               .usage = VK_BUFFER_USAGE_TRANSFER_SRC_BIT | VK_BUFFER_USAGE_TRANSFER_DST_BIT};
+    CHECK(vkCreateBuffer(device, &info, NULL, &made.buffer));
+    VkMemoryRequirements needs;
+    vkGetBufferMemoryRequirements(device, made.buffer, &needs);
+    MUST(needs.memoryTypeBits & 1u << visible_type());
+    VkExportMemoryAllocateInfo export = {.sType = VK_STRUCTURE_TYPE_EXPORT_MEMORY_ALLOCATE_INFO, .handleTypes = DMA_BUF};
+    VkImportMemoryFdInfoKHR import = {.sType = VK_STRUCTURE_TYPE_IMPORT_MEMORY_FD_INFO_KHR, .handleType = DMA_BUF, .fd = fd};
+    VkMemoryAllocateInfo allocation = {.sType = VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_INFO,
+                                       .pNext = fd < 0 ? (void *)&export : (void *)&import,
+                                       .allocationSize = needs.size,
+                                       .memoryTypeIndex = visible_type()};
+    CHECK(vkAllocateMemory(device, &allocation, NULL, &made.memory));
+    CHECK(vkBindBufferMemory(device, made.buffer, made.memory, 0));
+    void *bytes;
+    CHECK(vkMapMemory(device, made.memory, 0, VK_WHOLE_SIZE, 0, &bytes));
+    made.bytes = bytes;
+    return made;
+}
+
+// Another instance opens the device anew, as another process would, and gets the same bytes by a dma-buf.
+static void dma_buf_between_instances(void)
+{
+    enum { size = 100 * 1024 };
+    struct buffer ours = external(size, -1);
+    for (VkDeviceSize i = 0; i < size; i++) ours.bytes[i] = pattern(i, 77);
+    made_visible(&ours, 1);
+    PFN_vkGetMemoryFdKHR get_fd = (PFN_vkGetMemoryFdKHR)vkGetDeviceProcAddr(device, "vkGetMemoryFdKHR");
+    VkMemoryGetFdInfoKHR which = {
+        .sType = VK_STRUCTURE_TYPE_MEMORY_GET_FD_INFO_KHR, .memory = ours.memory, .handleType = DMA_BUF};
+    int fd = -1;
+    CHECK(get_fd(device, &which, &fd));
+    MUST(fd >= 0);
+
+    VkInstance our_instance = instance;
+    VkDevice our_device = device;
+    VkPhysicalDevice our_physical = physical;
+    VkQueue our_queue = queue;
+    VkCommandPool our_pool = pool;
+    open_all();
+    PFN_vkGetMemoryFdPropertiesKHR ask =
+        (PFN_vkGetMemoryFdPropertiesKHR)vkGetDeviceProcAddr(device, "vkGetMemoryFdPropertiesKHR");
+    VkMemoryFdPropertiesKHR found = {.sType = VK_STRUCTURE_TYPE_MEMORY_FD_PROPERTIES_KHR};
+    CHECK(ask(device, DMA_BUF, fd, &found));
+    MUST(found.memoryTypeBits == 1u << visible_type());
+    EXPECT(ask(device, DMA_BUF, 0, &found), VK_ERROR_INVALID_EXTERNAL_HANDLE); // standard input is none
+    struct buffer theirs = external(size, fd), back = make(visible_type(), size, 0);
+    VkCommandBuffer commands = begin(VK_COMMAND_BUFFER_LEVEL_PRIMARY);
+    copy(commands, &theirs, 0, &back, 0, size);
+    vkCmdFillBuffer(commands, theirs.buffer, 4096, 4096, 0x55555555);
+    barrier(commands);
+    run(commands);
+    made_visible(&back, 0);
+    MUST(memcmp(ours.bytes, back.bytes, 4096) == 0);
+    for (VkDeviceSize i = 0; i < size; i++) MUST(back.bytes[i] == pattern(i, 77));
+    theirs.bytes[0] = (unsigned char)~theirs.bytes[0];
+    made_visible(&theirs, 1);
+    drop(&theirs);
+    drop(&back);
+    close_all();
+    instance = our_instance;
+    device = our_device;
+    physical = our_physical;
+    queue = our_queue;
+    pool = our_pool;
+    made_visible(&ours, 0);
+    MUST(ours.bytes[0] == (unsigned char)~pattern(0, 77) && ours.bytes[4096] == 0x55 && ours.bytes[8192] == pattern(8192, 77));
+    drop(&ours);
+    printf("a dma-buf: two instances share bytes, and the device writes to them for both\n");
+}
+
 static void everything(void)
 {
     open_all();
@@ -385,6 +478,7 @@ static void everything(void)
     }
     semaphores();
     images();
+    if (dma_bufs) dma_buf_between_instances();
     printf("semaphores, fences, secondary command buffers: as they should be\n");
     close_all();
 }

@@ -5,6 +5,7 @@ use std::sync::{OnceLock, Weak};
 use ash::vk;
 use hostblob_guest::Memory;
 
+use crate::chain;
 use crate::device::Device;
 use crate::entry::arguments::{Array, Out, from};
 use crate::memory::DeviceMemory;
@@ -15,6 +16,8 @@ use crate::physical::MAP_ALIGNMENT;
 #[derive(Debug)]
 pub(crate) struct Buffer {
     size: u64,
+    /// A bit for each memory type that it can be bound to.
+    types: u32,
     place: OnceLock<Place>,
 }
 
@@ -59,46 +62,55 @@ pub(crate) fn create(
     if !info.flags.is_empty() {
         return Err(vk::Result::ERROR_OUT_OF_DEVICE_MEMORY);
     }
+    // SAFETY: the chain of a structure that the program filled.
+    let external = unsafe { chain::find::<vk::ExternalMemoryBufferCreateInfo<'_>>(info.p_next) };
+    let is_external = external.is_some_and(|external| !external.handle_types.is_empty());
+    let types = device.types();
     let buffer = Buffer {
         size: info.size,
+        types: if is_external {
+            types.visible
+        } else {
+            types.all
+        },
         place: OnceLock::new(),
     };
     out.set(object::create(buffer, device.callbacks(callbacks))?);
     Ok(())
 }
 
-fn requirements_of(device: &Device, buffer: &Buffer) -> vk::MemoryRequirements {
+fn requirements_of(buffer: &Buffer) -> vk::MemoryRequirements {
     vk::MemoryRequirements {
         // Whole words, so that fills reach the end.
         size: buffer.size.checked_next_multiple_of(4).unwrap_or(u64::MAX),
         alignment: MAP_ALIGNMENT,
-        memory_type_bits: device.all_types(),
+        memory_type_bits: buffer.types,
     }
 }
 
-pub(crate) fn requirements(device: &Device, buffer: &Buffer, out: Out<'_, vk::MemoryRequirements>) {
-    out.set(requirements_of(device, buffer));
+pub(crate) fn requirements(_: &Device, buffer: &Buffer, out: Out<'_, vk::MemoryRequirements>) {
+    out.set(requirements_of(buffer));
 }
 
 pub(crate) fn requirements2(
-    device: &Device,
+    _: &Device,
     info: &vk::BufferMemoryRequirementsInfo2<'_>,
     out: &mut vk::MemoryRequirements2<'_>,
 ) {
     // SAFETY: a live buffer, by the valid usage of the structure.
     let buffer: &Buffer = unsafe { from(info.buffer) };
-    out.memory_requirements = requirements_of(device, buffer);
+    out.memory_requirements = requirements_of(buffer);
     let more = |kind, structure| {
         if kind == vk::StructureType::MEMORY_DEDICATED_REQUIREMENTS {
             let out: &mut vk::MemoryDedicatedRequirements<'_> =
                 // SAFETY: `sType` says that it is one.
-                unsafe { crate::chain::as_mut(structure) };
+                unsafe { chain::as_mut(structure) };
             out.prefers_dedicated_allocation = vk::FALSE;
             out.requires_dedicated_allocation = vk::FALSE;
         }
     };
     // SAFETY: the chain of a structure that the program filled.
-    unsafe { crate::chain::each(out.p_next, more) };
+    unsafe { chain::each(out.p_next, more) };
 }
 
 fn bind_one(buffer: &Buffer, memory: &DeviceMemory, offset: u64) {

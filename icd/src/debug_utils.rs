@@ -1,16 +1,17 @@
 //! `VK_EXT_debug_utils`: what the driver has to say goes to the program's messengers.
 //!
-//! Names are kept for messages of our own and go to the host with the memory they name. Labels have nobody to read them.
+//! Names of memory go to the host. Those of other objects, tags and labels have nobody to read them.
 
 use std::ffi::{CStr, CString, c_void};
 
-use ash::vk;
+use ash::vk::{self, Handle};
 use parking_lot::Mutex;
 
 use crate::command::CommandBuffer;
 use crate::device::Device;
-use crate::entry::arguments::Out;
+use crate::entry::arguments::{Out, from};
 use crate::instance::Instance;
+use crate::memory::DeviceMemory;
 use crate::object::{self, Callbacks, Owned, objects};
 use crate::queue::Queue;
 
@@ -122,17 +123,17 @@ pub(crate) fn submit(
     instance.messengers().pass(severity, types, data);
 }
 
+/// Memory has its name at the host too, where people and host processes read it.
 pub(crate) fn set_name(_: &Device, info: &vk::DebugUtilsObjectNameInfoEXT<'_>) {
-    if info.p_object_name.is_null() {
+    if info.p_object_name.is_null() || info.object_type != vk::ObjectType::DEVICE_MEMORY {
         return;
     }
     // SAFETY: a string that ends, by the valid usage of the structure.
     let name = unsafe { CStr::from_ptr(info.p_object_name) };
-    log::debug!(
-        "{:?} {:#x} is {name:?}",
-        info.object_type,
-        info.object_handle
-    );
+    let memory = vk::DeviceMemory::from_raw(info.object_handle);
+    // SAFETY: live memory, by the valid usage of the structure.
+    let memory: &DeviceMemory = unsafe { from(memory) };
+    memory.set_name(&name.to_string_lossy());
 }
 
 pub(crate) fn set_tag(_: &Device, _: &vk::DebugUtilsObjectTagInfoEXT<'_>) {}

@@ -9,6 +9,7 @@ use crate::debug_utils::Messengers;
 use crate::entry::arguments::{Out, slice};
 use crate::extensions::{self, Extensions};
 use crate::object::{self, Callbacks, Object, Owned, objects};
+use crate::physical::heaps::TypeBits;
 use crate::physical::{PhysicalDevice, features};
 use crate::queue::Queue;
 use crate::sync::monitor::Monitor;
@@ -20,8 +21,7 @@ pub(crate) struct Device {
     callbacks: Option<Callbacks>,
     monitor: Arc<Monitor>,
     messengers: Arc<Messengers>,
-    /// A bit for each memory type.
-    all_types: u32,
+    types: TypeBits,
     queue: vk::Queue,
 }
 
@@ -49,8 +49,8 @@ impl Device {
         &self.monitor
     }
 
-    pub(crate) fn all_types(&self) -> u32 {
-        self.all_types
+    pub(crate) fn types(&self) -> TypeBits {
+        self.types
     }
 
     /// An error of the guest library as one that the command may return: its own where it is in `allowed`, else the first of
@@ -97,7 +97,7 @@ pub(crate) fn create(
         callbacks,
         monitor,
         messengers: physical.messengers().clone(),
-        all_types: physical.all_types(),
+        types: physical.type_bits(),
         queue,
     };
     let device = object::create(device, callbacks).inspect_err(|_| {

@@ -17,8 +17,16 @@ pub(crate) const API_VERSION: u32 = vk::make_api_version(0, 1, 1, 281);
 pub(crate) struct Instance {
     callbacks: Option<Callbacks>,
     messengers: std::sync::Arc<Messengers>,
+    search: Mutex<Search>,
+}
+
+/// What there is to list.
+#[derive(Default)]
+struct Search {
     /// Made once one is found; the handle stays the same.
-    physical: Mutex<Option<vk::PhysicalDevice>>,
+    found: Option<vk::PhysicalDevice>,
+    /// Why there is none, as it was told last.
+    reason: String,
 }
 
 objects! {
@@ -38,18 +46,21 @@ impl Instance {
 
     /// The one device, or none with a line of reason in the log.
     fn find(&self) -> Result<Option<vk::PhysicalDevice>, vk::Result> {
-        let mut physical = self.physical.lock();
-        if physical.is_none() {
+        let mut search = self.search.lock();
+        if search.found.is_none() {
             match PhysicalDevice::open(&OpenOptions::default(), self.callbacks, &self.messengers) {
-                Ok(found) => *physical = Some(object::create(found, self.callbacks)?),
+                Ok(found) => search.found = Some(object::create(found, self.callbacks)?),
+                // Programs ask twice: for the count, and for the list.
+                Err(reason) if reason == search.reason => {}
                 Err(reason) => {
-                    log::info!("no device is listed: {reason}");
-                    self.messengers
-                        .tell_info(&format!("no device is listed: {reason}"));
+                    let text = format!("no device is listed: {reason}");
+                    log::info!("{text}");
+                    self.messengers.tell_info(&text);
+                    search.reason = reason;
                 }
             }
         }
-        Ok(*physical)
+        Ok(search.found)
     }
 }
 
@@ -63,7 +74,7 @@ pub(crate) fn create(
     let instance = Instance {
         callbacks,
         messengers: std::sync::Arc::default(),
-        physical: Mutex::new(None),
+        search: Mutex::default(),
     };
     out.set(object::create(instance, callbacks)?);
     Ok(())
@@ -72,7 +83,7 @@ pub(crate) fn create(
 pub(crate) fn destroy(instance: Owned<Instance>, callbacks: Option<Callbacks>) {
     let Some(this) = instance.get() else { return };
     let all = this.callbacks(callbacks);
-    if let Some(physical) = this.physical.lock().take() {
+    if let Some(physical) = this.search.lock().found.take() {
         // SAFETY: it belongs to the instance, which the program gives up.
         unsafe { Owned::<PhysicalDevice>::new(physical) }.destroy(all);
     }

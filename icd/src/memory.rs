@@ -31,6 +31,11 @@ impl DeviceMemory {
     pub(crate) fn weak(&self) -> Weak<Memory> {
         Arc::downgrade(&self.memory)
     }
+
+    /// For people who look at the host.
+    pub(crate) fn set_name(&self, name: &str) {
+        self.memory.set_name(name);
+    }
 }
 
 /// What vkAllocateMemory may answer besides an invalid handle; the first stands for everything else.
@@ -76,8 +81,13 @@ fn make(device: &Device, info: &vk::MemoryAllocateInfo<'_>) -> Result<DeviceMemo
     // SAFETY: as above.
     let dedicated = unsafe { chain::find::<vk::MemoryDedicatedAllocateInfo<'_>>(info.p_next) };
     let is_dedicated = dedicated.is_some_and(|dedicated| dedicated.buffer != vk::Buffer::null());
+    let shareable = export.is_some_and(|export| !export.handle_types.is_empty());
+    let type_bit = 1_u32.checked_shl(info.memory_type_index).unwrap_or(0);
+    if shareable && device.types().visible & type_bit == 0 {
+        return Err(vk::Result::ERROR_OUT_OF_DEVICE_MEMORY);
+    }
     let request = AllocateInfo {
-        shareable: export.is_some_and(|export| !export.handle_types.is_empty()),
+        shareable,
         dedicated: is_dedicated,
         ..AllocateInfo::new(info.allocation_size).memory_type(info.memory_type_index)
     };

@@ -315,7 +315,7 @@ pub struct QueryBudget {
     pub heap: u32,
 }
 
-/// A name for logs and debuggers, for the memory that the same envelope creates. Optional.
+/// A name for logs and debuggers, for the memory that the same envelope creates, or that a MAP in it names. Optional.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DebugName {
     /// At most [`MAX_DEBUG_NAME`] bytes; a longer one is an error.

@@ -33,28 +33,40 @@ pub fn cargo(arguments: &[&str], environment: &[(&str, &str)]) -> Result<()> {
     Ok(())
 }
 
-/// Builds a program for this host, optimised; returns where it is.
-pub fn host_binary(package: &str, name: &str) -> Result<PathBuf> {
-    cargo(
-        &[
-            "build",
-            "--release",
-            "--quiet",
-            "--package",
-            package,
-            "--bin",
-            name,
-        ],
-        &[],
-    )?;
-    Ok(target().join("release").join(name))
+/// Environment variable: `dev` has the host's programs built as tests are, with checks of overflow and without waiting for the optimiser. The default is
+/// `release`.
+pub const PROFILE_ENV: &str = "HOSTBLOB_PROFILE";
+
+/// Builds something of a package for this host; returns the folder of the profile.
+fn host(package: &str, what: &[&str]) -> Result<PathBuf> {
+    let profile = std::env::var(PROFILE_ENV).unwrap_or_else(|_| "release".to_owned());
+    let folder = match profile.as_str() {
+        "dev" => "debug",
+        "release" => "release",
+        other => bail!("{PROFILE_ENV} is {other}: dev and release are known"),
+    };
+    let arguments = [
+        "build",
+        "--quiet",
+        "--profile",
+        &profile,
+        "--package",
+        package,
+    ];
+    cargo(&[&arguments[..], what].concat(), &[])?;
+    Ok(target().join(folder))
 }
 
-/// Builds an example for this host, optimised; returns where it is.
+/// Builds a program for this host; returns where it is.
+pub fn host_binary(package: &str, name: &str) -> Result<PathBuf> {
+    Ok(host(package, &["--bin", name])?.join(name))
+}
+
+/// Builds an example for this host; returns where it is.
 pub fn host_example(package: &str, name: &str) -> Result<PathBuf> {
-    let arguments = ["build", "--release", "--quiet", "--package", package];
-    cargo(&[&arguments[..], &["--example", name]].concat(), &[])?;
-    Ok(target().join("release/examples").join(name))
+    Ok(host(package, &["--example", name])?
+        .join("examples")
+        .join(name))
 }
 
 /// Builds an example for this host as `cargo test` does; returns where it is.
@@ -64,7 +76,7 @@ pub fn test_example(package: &str, name: &str) -> Result<PathBuf> {
     Ok(target().join("debug/examples").join(name))
 }
 
-/// Builds the Vulkan driver for this host, optimised; returns its manifest, beside which it lies.
+/// Builds the Vulkan driver for this host; returns its manifest, beside which it lies.
 pub fn vulkan_driver() -> Result<PathBuf> {
     const MANIFEST: &str = "vulkan_hostblob.json";
     let manifest = host_library("hostblob-icd")?.join(MANIFEST);
@@ -89,20 +101,9 @@ pub fn vulkan_memory() -> Result<PathBuf> {
     Ok(program)
 }
 
-/// Builds the libraries of a package for this host, optimised; returns the folder that they are in.
+/// Builds the libraries of a package for this host; returns the folder that they are in.
 pub fn host_library(package: &str) -> Result<PathBuf> {
-    cargo(
-        &[
-            "build",
-            "--release",
-            "--quiet",
-            "--package",
-            package,
-            "--lib",
-        ],
-        &[],
-    )?;
-    Ok(target().join("release"))
+    host(package, &["--lib"])
 }
 
 /// Builds all programs of a package for the guest, optimised and static; returns the folder that they are in.

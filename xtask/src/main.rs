@@ -23,6 +23,9 @@ enum Command {
         /// The same over the local socket, without a virtual machine
         #[arg(long)]
         no_vm: bool,
+        /// Programs that know Vulkan alone, on our driver: over the local socket, then in the virtual machine
+        #[arg(long)]
+        icd: bool,
     },
     /// Run every check and every test
     Test(test::Flags),
@@ -33,7 +36,7 @@ enum Command {
     Vm(VmCommand),
     /// Install what the other commands need, and nothing else
     Setup,
-    /// Put hostblobd and the C libraries under a prefix
+    /// Put hostblobd, the C libraries and the Vulkan driver under a prefix
     Install(install::Flags),
 }
 
@@ -58,8 +61,8 @@ enum VmCommand {
 
 fn main() -> ExitCode {
     let command = Cli::parse().command;
-    if let Command::Demo { daemon, no_vm } = &command {
-        return match demo::run(daemon, *no_vm) {
+    if let Command::Demo { daemon, no_vm, icd } = &command {
+        return match demo::run(daemon, *no_vm, *icd) {
             Ok(()) => {
                 println!("demo: PASS");
                 ExitCode::SUCCESS
@@ -81,7 +84,7 @@ fn main() -> ExitCode {
 
 fn run(command: &Command) -> Result<u8> {
     match command {
-        Command::Demo { daemon, no_vm } => demo::run(daemon, *no_vm).map(|()| 0),
+        Command::Demo { daemon, no_vm, icd } => demo::run(daemon, *no_vm, *icd).map(|()| 0),
         Command::Test(flags) => test::run(flags).map(|()| 0),
         Command::Bench(flags) => bench::run(flags).map(|()| 0),
         Command::Setup => setup::run().map(|()| 0),

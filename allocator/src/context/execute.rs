@@ -70,8 +70,12 @@ impl Guest {
                     return self.answer_failure(context, envelope.sequence, index, error);
                 }
             }
-            if let (Request::Create(create), Some(name)) = (request, &envelope.debug_name) {
-                self.label(context, create.client_id, &name.name);
+            if let (
+                Request::Create(Create { client_id, .. }) | Request::Map(Map { client_id, .. }),
+                Some(name),
+            ) = (request, &envelope.debug_name)
+            {
+                self.label(context, *client_id, &name.name);
             }
         }
         self.note_work(context, ring, before);
@@ -474,6 +478,7 @@ impl Guest {
     pub(crate) fn memory(&self, key: MemoryKey, client_id: u64) -> Result<&Memory, Error> {
         self.memories
             .get(&key)
+            .map(Box::as_ref)
             .ok_or(Error::UnknownClientId(client_id))
     }
 
@@ -484,6 +489,7 @@ impl Guest {
     ) -> Result<&mut Memory, Error> {
         self.memories
             .get_mut(&key)
+            .map(Box::as_mut)
             .ok_or(Error::UnknownClientId(client_id))
     }
 

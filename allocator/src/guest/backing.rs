@@ -219,7 +219,7 @@ impl Guest {
             .ok_or(Error::UnknownResource(resource_id))?;
         let guest_backed = |key: &MemoryKey| {
             let memory = self.memories.get(key);
-            memory.is_some_and(Memory::is_guest_backed)
+            memory.is_some_and(|memory| memory.is_guest_backed())
         };
         blob.shadow
             .or(blob.memory.filter(guest_backed))
@@ -235,7 +235,7 @@ impl Guest {
         resource: u32,
         size: u64,
         pieces: Vec<Piece>,
-    ) -> Result<Pages, Error> {
+    ) -> Result<Box<Pages>, Error> {
         let wrong = |reason| Err(Error::Backing { resource, reason });
         let mut joined: Vec<Piece> = Vec::new();
         let mut length = 0_u64;
@@ -289,7 +289,7 @@ impl Guest {
         &mut self,
         spec: &BlobSpec,
         memory_type: u32,
-        pages: Option<Pages>,
+        pages: Option<Box<Pages>>,
     ) -> MemoryKey {
         self.insert_memory(Memory {
             flags: spec.shareable(),

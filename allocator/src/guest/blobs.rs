@@ -142,7 +142,7 @@ impl Guest {
             mapped: false,
             attached: Vec::new(),
         };
-        self.blobs.insert(spec.resource_id, blob);
+        self.blobs.insert(spec.resource_id, Box::new(blob));
         Ok(())
     }
 
@@ -283,9 +283,9 @@ impl Guest {
             Home::Window(lease) => (lease, None),
             Home::Foreign { pages, place } => {
                 let file = Arc::clone(&pages.pieces.first()?.file);
-                (place.as_ref()?, Some(Elsewhere::File(file)))
+                (place.as_deref()?, Some(Elsewhere::File(file)))
             }
-            Home::Exported { bytes, place } => (place.as_ref()?, Some(bytes.clone())),
+            Home::Exported { bytes, place } => (place.as_deref()?, Some(bytes.clone())),
             _ => return None,
         };
         Some(Mapping {
@@ -311,7 +311,7 @@ impl Guest {
             return Ok(fence);
         };
         let memory = self.memories.get(&key);
-        if memory.is_some_and(Memory::is_guest_backed) {
+        if memory.is_some_and(|memory| memory.is_guest_backed()) {
             fence.join(self.release_pages(key));
         }
         let Some(memory) = self.memories.get_mut(&key) else {

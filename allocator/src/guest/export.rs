@@ -32,10 +32,10 @@ impl Guest {
         let (Some(exports), Some(memory)) = (&self.exports, self.memories.get_mut(&key)) else {
             return Ok(());
         };
-        if memory.export.is_none() {
+        if memory.shared().export.is_none() {
             let label = memory.label.as_deref().unwrap_or_default();
             let id = exports.add(uuid.into_bytes(), memory.size, label)?;
-            memory.export = Some(id);
+            memory.shared_mut().export = Some(id);
             self.shown.insert(id, key);
         }
         Ok(())
@@ -43,7 +43,7 @@ impl Guest {
 
     /// Host processes see the memory no longer. What they have open they keep, until what is returned is over.
     pub(super) fn hide(&mut self, key: MemoryKey) -> Option<Until> {
-        let id = self.memories.get_mut(&key)?.export.take()?;
+        let id = self.memories.get_mut(&key)?.shared_mut().export.take()?;
         self.shown.remove(&id);
         self.exports.as_ref()?.remove(id);
         Some(Until::Closed(id))
@@ -66,7 +66,7 @@ impl Guest {
         }
         self.share_memory(key)?;
         let memory = self.memory(key, client_id)?;
-        memory.export.ok_or(Error::NotShareable)
+        memory.shared().export.ok_or(Error::NotShareable)
     }
 
     /// The memory as host processes see it already. Nothing changes: what was never published has no buffer at `offset`.
@@ -83,7 +83,7 @@ impl Guest {
         if !memory.flags.contains(CreateFlags::SHAREABLE) {
             return Err(Error::NotShareable);
         }
-        memory.export.ok_or_else(|| no_buffer(offset))
+        memory.shared().export.ok_or_else(|| no_buffer(offset))
     }
 
     pub(crate) fn publish(&mut self, context: u32, request: &Publish) -> Result<Details, Error> {
@@ -131,7 +131,7 @@ impl Guest {
         request: &WaitReleased,
     ) -> Result<Option<HoldId>, Error> {
         let key = self.named(context, request.client_id)?;
-        let id = self.memory(key, request.client_id)?.export;
+        let id = self.memory(key, request.client_id)?.shared().export;
         let (Some(id), Some(exports)) = (id, &self.exports) else {
             return Ok(None);
         };
@@ -283,23 +283,23 @@ impl Guest {
         let lent = self
             .memories
             .get(&key)
-            .and_then(|memory| memory.lent.clone());
+            .and_then(|memory| memory.shared().lent.clone());
         if let Some(descriptor) = lent {
             return Ok(descriptor);
         }
         let descriptor = self.descriptor(key)?;
         let memory = self.memories.get_mut(&key).ok_or(unknown)?;
-        memory.lent = Some(Arc::clone(&descriptor));
+        memory.shared_mut().lent = Some(Arc::clone(&descriptor));
         Ok(descriptor)
     }
 
     /// Whether a memory's bytes may go elsewhere: not while somebody outside looks at them here.
     pub(super) fn may_move(&self, key: MemoryKey) -> bool {
         let memory = self.memories.get(&key);
-        if memory.is_some_and(|memory| memory.lent.is_some()) {
+        if memory.is_some_and(|memory| memory.shared().lent.is_some()) {
             return false;
         }
-        let id = memory.and_then(|memory| memory.export);
+        let id = memory.and_then(|memory| memory.shared().export);
         match (id, &self.exports) {
             (Some(id), Some(exports)) => exports.forget_descriptor(id),
             _ => true,

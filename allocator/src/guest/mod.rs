@@ -66,8 +66,9 @@ pub struct Guest {
     /// What it is told.
     pub(crate) capset: Capset,
     pub(crate) contexts: HashMap<u32, Context>,
-    pub(crate) blobs: HashMap<u32, Blob>,
-    pub(crate) memories: HashMap<MemoryKey, Memory>,
+    // In boxes: a hash table has room for as much again.
+    pub(crate) blobs: HashMap<u32, Box<Blob>>,
+    pub(crate) memories: HashMap<MemoryKey, Box<Memory>>,
     /// What is shared, and under which name.
     uuids: HashMap<Uuid, MemoryKey>,
     /// The export socket's side, where there is one.
@@ -359,7 +360,7 @@ impl Guest {
         if let Some(context) = self.owner_mut(memory.context) {
             context.objects += 1;
         }
-        self.memories.insert(self.next_key, memory);
+        self.memories.insert(self.next_key, Box::new(memory));
         self.next_key
     }
 

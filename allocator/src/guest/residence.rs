@@ -26,7 +26,7 @@ impl Guest {
             // The VMM maps the bytes there. They stay where they are, and so does the GPU.
             let lease = self.make_room(key, span)?;
             if let Some(place) = self.place_of(key) {
-                *place = Some(lease);
+                *place = Some(Box::new(lease));
             }
             return Ok(());
         }
@@ -60,7 +60,7 @@ impl Guest {
         }
     }
 
-    fn place_of(&mut self, key: MemoryKey) -> Option<&mut Option<Lease>> {
+    fn place_of(&mut self, key: MemoryKey) -> Option<&mut Option<Box<Lease>>> {
         self.memories.get_mut(&key)?.home.place_mut()
     }
 
@@ -133,7 +133,7 @@ impl Guest {
                 spot.file()
                     .copy_from(spot.span(), self.window.file(), lease.span());
             }
-            memory.home = Home::Parked(spot);
+            memory.home = Home::Parked(Box::new(spot));
         }
         Ok(())
     }
@@ -170,7 +170,7 @@ impl Guest {
         let size = self.memories.get(&key).map_or(0, |memory| memory.size);
         let spot = self.park(size)?;
         if let Some(memory) = self.memories.get_mut(&key) {
-            memory.home = Home::Parked(spot);
+            memory.home = Home::Parked(Box::new(spot));
         }
         Ok(())
     }
@@ -237,9 +237,9 @@ impl Guest {
         for name in std::mem::take(&mut memory.names) {
             self.forget(&name);
         }
-        if let Some(uuid) = memory.uuid {
+        if let Some(uuid) = memory.shared().uuid {
             self.uuids.remove(&uuid);
-            if memory.announced {
+            if memory.shared().announced {
                 self.object_changes.push((uuid, false));
             }
         }
@@ -247,10 +247,8 @@ impl Guest {
             context.objects = context.objects.saturating_sub(1);
         }
         if let Some(attachment) = memory.attachment.take() {
-            self.work.submit(
-                Request::Release { attachment },
-                Pending::Retire(Box::new(memory)),
-            );
+            self.work
+                .submit(Request::Release { attachment }, Pending::Retire(memory));
         } else if !self.work.reached(memory.released_at) {
             // A release that timed out is still under way: the bytes stay until its completion.
             self.work.retire_at(memory.released_at, memory);

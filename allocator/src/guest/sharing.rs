@@ -18,7 +18,7 @@ impl Guest {
         let key = blob.memory.ok_or(Error::Orphaned(resource_id))?;
         let uuid = self.share_memory(key)?;
         if let Some(memory) = self.memories.get_mut(&key)
-            && !std::mem::replace(&mut memory.announced, true)
+            && !std::mem::replace(&mut memory.shared_mut().announced, true)
         {
             self.object_changes.push((uuid, true));
         }
@@ -31,11 +31,11 @@ impl Guest {
         if !memory.flags.contains(CreateFlags::SHAREABLE) {
             return Err(Error::NotShareable);
         }
-        let uuid = memory.uuid.unwrap_or_else(Uuid::new_v4);
+        let uuid = memory.shared().uuid.unwrap_or_else(Uuid::new_v4);
         // First what can be refused: a name that host processes do not get is valid nowhere.
         self.show(key, uuid)?;
         if let Some(memory) = self.memories.get_mut(&key) {
-            memory.uuid = Some(uuid);
+            memory.shared_mut().uuid = Some(uuid);
             self.uuids.insert(uuid, key);
         }
         Ok(uuid)

@@ -230,12 +230,12 @@ impl Guest {
             return Err(SaveError::Waiting(waiting));
         }
         for memory in self.memories.values() {
-            if let (Some(id), Some(exports)) = (memory.export, &self.exports)
+            if let (Some(id), Some(exports)) = (memory.shared().export, &self.exports)
                 && exports.is_open(id)
             {
                 return Err(SaveError::Open(called(memory)));
             }
-            if memory.lent.is_some() {
+            if memory.shared().lent.is_some() {
                 return Err(SaveError::Open(called(memory)));
             }
             if let (Home::Foreign { .. }, Some(name)) = (&memory.home, memory.names.first()) {

@@ -769,3 +769,23 @@ fn map_requests_check_access_and_cache() {
         Status::InvalidArgument
     );
 }
+
+#[test]
+fn a_map_request_names_memory_anew_and_a_refused_one_does_not() {
+    let mut fixture = Fixture::with_context();
+    fixture.allocate(1, 1, 1, 0, 1);
+    let mut named = |name, access| {
+        let map = Map {
+            client_id: 1,
+            expected_cache: CacheMode::Any,
+            access,
+        };
+        let bytes = EnvelopeBuilder::new(77).request(map).debug_name(name);
+        fixture.guest.submit(1, 0, &bytes.build()).unwrap();
+        let key = fixture.guest.contexts[&1].names[&1];
+        fixture.guest.memories[&key].label.clone()
+    };
+    assert_eq!(named("first", Access::all()).as_deref(), Some("first"));
+    assert_eq!(named("second", Access::all()).as_deref(), Some("second"));
+    assert_eq!(named("third", Access::empty()).as_deref(), Some("second"));
+}

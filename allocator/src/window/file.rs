@@ -152,8 +152,11 @@ impl SharedFile {
     }
 
     /// The parts of `span` that have pages. A host that cannot tell says: all of it.
+    ///
+    /// The kernel is quick to find where data begins. For where it ends SEEK_HOLE would look at all pages that follow, far beyond `span`.
     pub(crate) fn data(&self, span: Span) -> Vec<Span> {
         let mut parts = Vec::new();
+        let mut cached = Cached::none();
         let mut at = span.start();
         while at < span.end() {
             let start = match rustix::fs::seek(&self.descriptor, SeekFrom::Data(at)) {
@@ -161,15 +164,11 @@ impl SharedFile {
                 Err(rustix::io::Errno::NXIO) => break,
                 Err(_) => at,
             };
-            let end = match rustix::fs::seek(&self.descriptor, SeekFrom::Hole(start)) {
-                Ok(end) if end > start => end.min(span.end()).next_multiple_of(PAGE),
-                _ => span.end(),
-            };
-            if start >= span.end() {
-                break;
+            at = start.saturating_add(PAGE);
+            while cached.has(self, at, span.end()) {
+                at += PAGE;
             }
-            parts.extend(Span::between(start, end));
-            at = end;
+            parts.extend(Span::between(start, at.min(span.end())).filter(|_| start < span.end()));
         }
         parts
     }
@@ -180,6 +179,49 @@ impl SharedFile {
             .ok()
             .and_then(|stat| u64::try_from(stat.st_blocks).ok())
             .map_or(0, |blocks| blocks.saturating_mul(512))
+    }
+}
+
+/// Pages of which is known whether they are in the page cache, as mincore(2) says. Those that are swapped out are not, and have data all the same.
+struct Cached {
+    pages: [u8; CACHED_AT_ONCE],
+    known: Option<Span>,
+}
+
+/// Pages that are looked at with one call.
+const CACHED_AT_ONCE: usize = 512;
+
+impl Cached {
+    fn none() -> Self {
+        Self {
+            pages: [0; CACHED_AT_ONCE],
+            known: None,
+        }
+    }
+
+    /// Whether the page at `offset` lies before `end` and is in the cache.
+    fn has(&mut self, file: &SharedFile, offset: u64, end: u64) -> bool {
+        let most = offset.saturating_add(CACHED_AT_ONCE as u64 * PAGE);
+        let Some(ahead) = Span::between(offset, end.min(most)) else {
+            return false;
+        };
+        let known = match self.known {
+            Some(known) if known.start() <= offset && offset < known.end() => known,
+            _ => self.look(file, ahead),
+        };
+        let index = usize::try_from((offset - known.start()) / PAGE);
+        index.is_ok_and(|index| self.pages.get(index).is_some_and(|page| page & 1 == 1))
+    }
+
+    fn look(&mut self, file: &SharedFile, span: Span) -> Span {
+        let (start, length) = file.bytes(span);
+        // SAFETY: the span lies in the mapping and has no more pages than there are bytes to write to.
+        let done = unsafe { libc::mincore(start.cast(), length, self.pages.as_mut_ptr()) };
+        if done != 0 {
+            self.pages.fill(1);
+        }
+        self.known = Some(span);
+        span
     }
 }
 
@@ -233,6 +275,25 @@ mod tests {
         assert_eq!(first_words(&file), expected);
         file.punch(span(0, 64)).unwrap();
         assert_eq!(file.resident(), 0);
+    }
+
+    #[test]
+    fn data_is_found_in_spans_of_many_pages() {
+        let pages = 3 * CACHED_AT_ONCE as u64;
+        let file = SharedFile::new("test", pages * PAGE).unwrap();
+        let span = |from, to| Span::between(from * PAGE, to * PAGE).unwrap();
+        let all = span(0, pages);
+        assert_eq!(file.data(all), []);
+        for page in (0..pages).filter(|page| page % 1000 != 7) {
+            file.words(span(page, page + 1))[0].store(7, Ordering::Relaxed);
+        }
+        assert_eq!(
+            file.data(all),
+            [span(0, 7), span(8, 1007), span(1008, pages)]
+        );
+        assert_eq!(file.data(span(7, 8)), []);
+        assert_eq!(file.data(span(6, 7)), [span(6, 7)]);
+        assert_eq!(file.data(span(5, 9)), [span(5, 7), span(8, 9)]);
     }
 
     #[test]

@@ -1,9 +1,12 @@
 //! Which bytes of which block are taken. Pure bookkeeping: no memory, no host, no lock.
 //!
-//! Blocks are cut in units of [`UNIT`] bytes by `offset-allocator`. An empty block is given back when another empty one is there to
+//! Blocks are cut in units of [`UNIT`] bytes by `offset-allocator`. Requests go to the first block that has room, so that late blocks
+//! become empty. An empty block is given back when another empty one is there to
 //! serve the next request, so that a lone allocate-and-free pair never asks the host for anything.
 
 use offset_allocator::{Allocation, Allocator};
+
+use super::recent::Recent;
 
 /// Every allocation starts at a multiple of it, in bytes (`minMemoryMapAlignment` of every Vulkan driver we know).
 pub(crate) const UNIT: u64 = 64;
@@ -15,23 +18,40 @@ const LEAST_NODES: u32 = 1024;
 /// An allocation, until [`Book::free`].
 #[derive(Clone, Copy)]
 pub(crate) struct Place {
-    block: usize,
+    block: u32,
     allocation: Allocation,
+    /// Of the block, alignment included.
     units: u32,
+    /// Where it begins, in units: aligned.
+    start: u32,
+}
+
+impl Place {
+    /// The first byte, in its block.
+    pub(crate) fn offset(&self) -> u64 {
+        u64::from(self.start) * UNIT
+    }
+
+    /// Units of the block that it takes, alignment included.
+    pub(super) fn units(&self) -> u32 {
+        self.units
+    }
+
+    /// Whether a request of `units` at a multiple of `alignment`, a power of two, would have been given this very place.
+    pub(super) fn fits(&self, units: u32, alignment: u32) -> bool {
+        self.units == units && self.start & (alignment - 1) == 0
+    }
 }
 
 impl std::fmt::Debug for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "Place({}: {}+{})",
-            self.block, self.allocation.offset, self.units
-        )
+        write!(f, "Place({}: {}+{})", self.block, self.start, self.units)
     }
 }
 
 struct Block<T> {
     space: Allocator,
+    /// With those of [`Recent`].
     free_units: u32,
     units: u32,
     payload: T,
@@ -41,8 +61,7 @@ struct Block<T> {
 pub(crate) struct Book<T> {
     /// Holes keep the indices of [`Place`]s true.
     blocks: Vec<Option<Block<T>>>,
-    /// Where the last request fitted.
-    recent: usize,
+    recent: Recent,
     live: u64,
     live_units: u64,
 }
@@ -51,7 +70,7 @@ impl<T> Default for Book<T> {
     fn default() -> Self {
         Self {
             blocks: Vec::new(),
-            recent: 0,
+            recent: Recent::default(),
             live: 0,
             live_units: 0,
         }
@@ -63,56 +82,61 @@ fn units(bytes: u64) -> Option<u32> {
 }
 
 impl<T> Block<T> {
-    /// Offset in units.
-    fn allocate(&mut self, units: u32, alignment: u32) -> Option<(u32, Allocation, u32)> {
+    fn cut(&mut self, index: u32, units: u32, alignment: u32) -> Option<Place> {
         if units > self.free_units {
             return None;
         }
         let allocation = self.space.allocate(units)?;
+        let place = |allocation: Allocation, units| Place {
+            block: index,
+            allocation,
+            units,
+            start: allocation.offset.next_multiple_of(alignment),
+        };
         if allocation.offset.is_multiple_of(alignment) {
-            self.free_units -= units;
-            return Some((allocation.offset, allocation, units));
+            return Some(place(allocation, units));
         }
         self.space.free(allocation);
         let padded = units
             .checked_add(alignment - 1)
             .filter(|&padded| padded <= self.free_units)?;
-        let allocation = self.space.allocate(padded)?;
-        self.free_units -= padded;
-        Some((
-            allocation.offset.next_multiple_of(alignment),
-            allocation,
-            padded,
-        ))
+        Some(place(self.space.allocate(padded)?, padded))
     }
 }
 
 impl<T> Book<T> {
-    /// Takes `size` bytes at a multiple of `alignment` (a power of two) of some block: where, at which byte of which block.
+    /// Takes `size` bytes at a multiple of `alignment` (a power of two) of some block: where, and of which block.
     /// `None` when no block has room.
-    pub(crate) fn allocate(&mut self, size: u64, alignment: u64) -> Option<(Place, u64, &T)> {
+    #[inline]
+    pub(crate) fn allocate(&mut self, size: u64, alignment: u64) -> Option<(Place, &T)> {
         let (wanted, alignment) = (units(size.max(1))?, units(alignment.max(1))?);
-        let count = self.blocks.len();
-        let (index, offset, allocation, units) = (0..count)
-            .map(|step| (self.recent + step) % count)
-            .find_map(|index| {
-                let block = self.blocks.get_mut(index)?.as_mut()?;
-                let (offset, allocation, units) = block.allocate(wanted, alignment)?;
-                Some((index, offset, allocation, units))
-            })?;
-        self.recent = index;
+        let place = match self.recent.take(wanted, alignment) {
+            Some(place) => place,
+            None => self.cut(wanted, alignment).or_else(|| {
+                self.settle(|_| true);
+                self.cut(wanted, alignment)
+            })?,
+        };
         self.live += 1;
-        self.live_units += u64::from(units);
-        let payload = &self.blocks.get(index)?.as_ref()?.payload;
-        Some((
-            Place {
-                block: index,
-                allocation,
-                units,
-            },
-            u64::from(offset) * UNIT,
-            payload,
-        ))
+        self.live_units += u64::from(place.units);
+        let block = self.blocks.get_mut(place.block as usize)?.as_mut()?;
+        block.free_units -= place.units;
+        Some((place, &block.payload))
+    }
+
+    /// A new place of the first block that has room.
+    fn cut(&mut self, wanted: u32, alignment: u32) -> Option<Place> {
+        let mut blocks = (0..).zip(&mut self.blocks);
+        blocks.find_map(|(index, block)| block.as_mut()?.cut(index, wanted, alignment))
+    }
+
+    /// Tells blocks of their places that were freed.
+    fn settle(&mut self, which: impl Fn(&Place) -> bool) {
+        for place in self.recent.drain(which) {
+            if let Some(Some(block)) = self.blocks.get_mut(place.block as usize) {
+                block.space.free(place.allocation);
+            }
+        }
     }
 
     /// Adds a block of `size` bytes. `None`, and the payload is dropped, where it is too large to be cut.
@@ -127,7 +151,6 @@ impl<T> Book<T> {
             payload,
         };
         let hole = self.blocks.iter().position(Option::is_none);
-        self.recent = hole.unwrap_or(self.blocks.len());
         match hole.and_then(|hole| self.blocks.get_mut(hole)) {
             Some(slot) => *slot = Some(block),
             None => self.blocks.push(Some(block)),
@@ -136,13 +159,20 @@ impl<T> Book<T> {
     }
 
     /// Gives an allocation back, and returns the payload of a block that is no longer needed.
+    #[inline]
     pub(crate) fn free(&mut self, place: Place) -> Option<T> {
-        let block = self.blocks.get_mut(place.block)?.as_mut()?;
-        block.space.free(place.allocation);
+        let block = self.blocks.get_mut(place.block as usize)?.as_mut()?;
         block.free_units += place.units;
         let empty = block.free_units == block.units;
         self.live -= 1;
         self.live_units -= u64::from(place.units);
+        // All of it is free again, with what alignment took.
+        let start = place.allocation.offset;
+        if let Some(older) = self.recent.put(Place { start, ..place })
+            && let Some(Some(block)) = self.blocks.get_mut(older.block as usize)
+        {
+            block.space.free(older.allocation);
+        }
         if !empty {
             return None;
         }
@@ -164,12 +194,13 @@ impl<T> Book<T> {
             .filter_map(|(index, block)| Some((index, block.as_ref()?)))
             .filter(|(_, block)| is_empty(block))
             .min_by_key(|(_, block)| block.units)?;
+        self.settle(|place| place.block as usize == smallest);
         Some(self.blocks.get_mut(smallest)?.take()?.payload)
     }
 
     /// What the block of a live allocation is to the caller.
     pub(crate) fn payload(&self, place: &Place) -> Option<&T> {
-        Some(&self.blocks.get(place.block)?.as_ref()?.payload)
+        Some(&self.blocks.get(place.block as usize)?.as_ref()?.payload)
     }
 
     /// Blocks that live, and their bytes.
@@ -188,6 +219,7 @@ impl<T> Book<T> {
     /// Takes every empty block out.
     #[cfg(test)]
     fn trim(&mut self) -> Vec<T> {
+        self.settle(|_| true);
         let is_empty = |block: &Option<Block<T>>| {
             block
                 .as_ref()
@@ -214,8 +246,8 @@ mod tests {
         book.add(2 * MIB, 'a').unwrap();
         let (first, ..) = book.allocate(2 * MIB, 1).unwrap();
         book.add(4 * MIB, 'b').unwrap();
-        let (second, offset, payload) = book.allocate(3 * MIB, 1).unwrap();
-        assert_eq!((offset, *payload), (0, 'b'));
+        let (second, payload) = book.allocate(3 * MIB, 1).unwrap();
+        assert_eq!((second.offset(), *payload), (0, 'b'));
         assert_eq!(book.free(second), None, "the only empty one");
         assert_eq!(book.free(first), Some('a'));
         assert_eq!(book.blocks(), (1, 4 * MIB));
@@ -234,6 +266,19 @@ mod tests {
         assert!(book.allocate(1, 1).is_none());
         book.free(place);
         assert!(book.allocate(1, 1).is_some());
+    }
+
+    #[test]
+    fn a_place_is_taken_again_without_the_padding_of_its_last_owner() {
+        let mut book = Book::default();
+        book.add(2 * MIB, ()).unwrap();
+        let (first, _) = book.allocate(UNIT, 1).unwrap();
+        let (padded, _) = book.allocate(UNIT, 4 * UNIT).unwrap();
+        assert_eq!((padded.offset(), padded.units()), (4 * UNIT, 4));
+        book.free(padded);
+        let (again, _) = book.allocate(4 * UNIT, 1).unwrap();
+        assert_eq!((again.offset(), again.units()), (UNIT, 4));
+        assert_eq!(first.offset(), 0);
     }
 
     #[test]
@@ -282,9 +327,10 @@ mod tests {
                     }
                     Step::Allocate(size, shift) => {
                         let alignment = 1 << shift;
-                        let Some((place, offset, &block)) = book.allocate(size, alignment) else {
+                        let Some((place, &block)) = book.allocate(size, alignment) else {
                             continue;
                         };
+                        let offset = place.offset();
                         prop_assert!(offset.is_multiple_of(alignment.max(UNIT)));
                         prop_assert!(offset + size <= sizes[block]);
                         prop_assert_eq!(book.payload(&place), Some(&block));

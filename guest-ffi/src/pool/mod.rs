@@ -3,6 +3,7 @@
 //! | module | answers the question |
 //! |---|---|
 //! | [`book`] | which bytes of which block are taken? |
+//! | [`recent`] | which were freed a moment ago? |
 //! | this one | which list does a thread use, and where do blocks come from? |
 //!
 //! Each memory type has several lists (shards), each behind its own lock. All threads begin on the first; one that keeps finding a
@@ -10,8 +11,10 @@
 //! block is made with no list locked: frees and other threads' requests go on meanwhile.
 
 pub(crate) mod book;
+mod recent;
 
 use std::cell::Cell;
+use std::ops::RangeInclusive;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -28,6 +31,8 @@ use crate::session::Session;
 use crate::transport::BlobSpec;
 use book::{Book, Place, UNIT};
 
+/// A list grows by such a part of what it holds: as much lies idle in its last block, at most, once it is past its first blocks.
+const GROWTH: u64 = 16;
 /// Most lists per memory type.
 const MOST_SHARDS: usize = 8;
 /// A thread that has found its list locked this often moves on.
@@ -51,9 +56,12 @@ pub(crate) struct Block {
 pub(crate) struct Shard {
     session: Arc<Session>,
     memory_type: u32,
-    book: Mutex<Book<Block>>,
+    /// In boxes: what may be a block is given back by each free.
+    book: Mutex<Book<Box<Block>>>,
+    /// Bytes of a block: at least, at most.
+    block: RangeInclusive<u64>,
     /// Held while a block is made.
-    growing: Mutex<Growth>,
+    growing: Mutex<()>,
 }
 
 impl std::fmt::Debug for Shard {
@@ -64,19 +72,12 @@ impl std::fmt::Debug for Shard {
     }
 }
 
-#[derive(Debug)]
-struct Growth {
-    next: u64,
-    largest: u64,
-}
-
 /// A piece of a block. Given back on drop.
 #[derive(Debug)]
 pub(crate) struct Piece {
     shard: Arc<Shard>,
     place: Place,
     client_id: u64,
-    offset: u64,
     address: NonNull<u8>,
 }
 
@@ -100,7 +101,7 @@ impl Piece {
 
     /// In the block's memory.
     pub(crate) fn offset(&self) -> u64 {
-        self.offset
+        self.place.offset()
     }
 
     pub(crate) fn address(&self) -> NonNull<u8> {
@@ -126,10 +127,16 @@ impl Drop for Piece {
 }
 
 impl Shard {
-    fn piece(self: &Arc<Self>, book: &mut Book<Block>, size: u64, alignment: u64) -> Option<Piece> {
-        let (place, offset, block) = book.allocate(size, alignment)?;
+    #[inline(always)]
+    fn piece(
+        self: &Arc<Self>,
+        book: &mut Book<Box<Block>>,
+        size: u64,
+        alignment: u64,
+    ) -> Option<Piece> {
+        let (place, block) = book.allocate(size, alignment)?;
         let client_id = block.client_id;
-        let Some(address) = block.mapping.address_of(offset) else {
+        let Some(address) = block.mapping.address_of(place.offset()) else {
             book.free(place);
             return None;
         };
@@ -137,21 +144,28 @@ impl Shard {
             shard: self.clone(),
             place,
             client_id,
-            offset,
             address,
         })
     }
 
     /// Makes a block and takes a piece of it, unless another thread has made one meanwhile.
     fn grow(self: &Arc<Self>, size: u64, alignment: u64) -> Result<Piece> {
-        let mut growth = self.growing.lock();
-        if let Some(piece) = self.piece(&mut self.book.lock(), size, alignment) {
-            return Ok(piece);
-        }
+        let _growing = self.growing.lock();
+        let held = {
+            let mut book = self.book.lock();
+            if let Some(piece) = self.piece(&mut book, size, alignment) {
+                return Ok(piece);
+            }
+            book.blocks().1
+        };
         let least = size
             .checked_next_multiple_of(BLOCK_GRANULE)
             .ok_or_else(|| Error::status_of(Status::OutOfHostMemory, "allocate"))?;
-        let mut bytes = growth.next.max(least);
+        let mut bytes = (held / GROWTH)
+            .next_multiple_of(BLOCK_GRANULE)
+            .min(*self.block.end())
+            .max(*self.block.start())
+            .max(least);
         let block = loop {
             match self.make_block(bytes) {
                 Ok(block) => break block,
@@ -162,7 +176,6 @@ impl Shard {
                 Err(error) => return Err(error),
             }
         };
-        growth.next = bytes.saturating_mul(2).min(growth.largest).max(growth.next);
         let mut book = self.book.lock();
         let piece = book
             .add(bytes, block)
@@ -170,7 +183,7 @@ impl Shard {
         piece.ok_or_else(|| Error::Internal(format!("{size} bytes do not fit {bytes}")))
     }
 
-    fn make_block(&self, size: u64) -> Result<Block> {
+    fn make_block(&self, size: u64) -> Result<Box<Block>> {
         let client_id = self.session.reserve_client_id();
         let create = Create {
             client_id,
@@ -193,11 +206,11 @@ impl Shard {
             self.session
                 .create_blob(spec, &[create.into()], Some("hostblob block"), what)?;
         let blob = Blob::new(self.session.clone(), raw, mapping);
-        Ok(Block {
+        Ok(Box::new(Block {
             client_id,
             mapping: blob.mapping()?,
             _blob: blob,
-        })
+        }))
     }
 }
 
@@ -205,6 +218,8 @@ impl Shard {
 #[derive(Debug)]
 pub(crate) struct Pool {
     shards: Vec<Arc<Shard>>,
+    /// `nonCoherentAtomSize`: a power of two.
+    atom: u64,
 }
 
 impl Pool {
@@ -228,27 +243,26 @@ impl Pool {
                 session: session.clone(),
                 memory_type,
                 book: Mutex::default(),
-                growing: Mutex::new(Growth {
-                    next: block(options.first_block),
-                    largest: block(options.largest_block),
-                }),
+                block: block(options.first_block)..=block(options.largest_block),
+                growing: Mutex::new(()),
             })
         };
+        let atom = u64::from(session.capset().non_coherent_atom_size.max(1));
         Self {
+            atom: atom.next_power_of_two(),
             shards: (0..count.clamp(1, MOST_SHARDS)).map(shard).collect(),
         }
     }
 
     /// Memory of `size` bytes at a multiple of `alignment`, a power of two.
+    #[inline]
     pub(crate) fn allocate(&self, size: u64, alignment: u64) -> Result<Piece> {
-        let atom = self.shards.first().map_or(1, |shard| {
-            u64::from(shard.session.capset().non_coherent_atom_size.max(1))
-        });
         // Neighbours never share an atom: flushing one must not write back stale bytes of the other.
         let size = size
-            .checked_next_multiple_of(atom)
+            .checked_add(self.atom - 1)
+            .map(|size| size & !(self.atom - 1))
             .ok_or_else(|| Error::status_of(Status::OutOfHostMemory, "allocate"))?;
-        let alignment = alignment.max(UNIT).max(atom.next_power_of_two());
+        let alignment = alignment.max(UNIT).max(self.atom);
         let (home, locked) = HOME.get();
         let shard = self
             .shards

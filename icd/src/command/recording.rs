@@ -4,7 +4,7 @@ use std::ffi::c_void;
 use std::sync::Arc;
 
 use ash::vk;
-use hostblob_guest::AllocateInfo;
+use hostblob_guest::{AllocateInfo, WHOLE_SIZE};
 
 use super::{CommandBuffer, Recorded, State, Transfers};
 use crate::buffer::{Buffer, Place};
@@ -122,7 +122,11 @@ pub(crate) fn update(
         let staged = buffer
             .guest
             .allocate(&AllocateInfo::new(size))
-            .and_then(|staged| staged.write(0, bytes).map(|()| Arc::new(staged)));
+            .and_then(|staged| {
+                staged.write(0, bytes)?;
+                staged.flush(0, WHOLE_SIZE)?;
+                Ok(Arc::new(staged))
+            });
         let staged = staged.map_err(|error| {
             log::info!("vkCmdUpdateBuffer: {error}");
             vk::Result::ERROR_OUT_OF_DEVICE_MEMORY

@@ -5,11 +5,23 @@ use ash::vk;
 use super::PhysicalDevice;
 use crate::chain;
 
+/// Sets of memory types, a bit for each.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TypeBits {
+    pub(crate) all: u32,
+    /// Those that the guest can map: only they can go to other processes, as dma-bufs.
+    pub(crate) visible: u32,
+}
+
 impl PhysicalDevice {
-    /// A bit for each memory type.
-    pub(crate) fn all_types(&self) -> u32 {
-        let count = self.capset().types.len().min(vk::MAX_MEMORY_TYPES);
-        (0..count).fold(0, |bits, index| bits | 1 << index)
+    pub(crate) fn type_bits(&self) -> TypeBits {
+        let mut bits = TypeBits { all: 0, visible: 0 };
+        let types = self.capset().types.iter().take(vk::MAX_MEMORY_TYPES);
+        for (index, memory_type) in types.enumerate() {
+            bits.all |= 1 << index;
+            bits.visible |= u32::from(memory_type.is_host_visible()) << index;
+        }
+        bits
     }
 }
 

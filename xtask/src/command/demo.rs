@@ -1,5 +1,7 @@
 //! `cargo xtask demo`: the main job, end to end, told as a short story.
 
+mod icd;
+
 use std::path::Path;
 use std::process::Command;
 
@@ -9,15 +11,17 @@ use super::DaemonFlags;
 use crate::daemon::Daemon;
 use crate::host_packages::{self, Extent};
 use crate::progress::{note, step};
-use crate::vm::Vm;
+use crate::vm::{Output, Vm};
 use crate::{build, command};
 
 const PACKAGE: &str = "hostblob-tests";
 const PROGRAM: &str = "demo";
 
 /// Runs it; an error says why it failed.
-pub fn run(flags: &DaemonFlags, no_vm: bool) -> Result<()> {
-    if no_vm {
+pub fn run(flags: &DaemonFlags, no_vm: bool, icd: bool) -> Result<()> {
+    if icd {
+        icd::run(flags, no_vm)
+    } else if no_vm {
         over_the_socket(flags)
     } else {
         in_the_guest(flags)
@@ -46,6 +50,10 @@ fn in_the_guest(flags: &DaemonFlags) -> Result<()> {
         .tee();
     let output = vm.run()?;
     finish(&mut daemon)?;
+    succeeded(&output)
+}
+
+fn succeeded(output: &Output) -> Result<()> {
     match output.status {
         Some(0) => Ok(()),
         Some(status) => bail!("the guest program ended with status {status}"),

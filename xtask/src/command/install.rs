@@ -1,4 +1,4 @@
-//! `cargo xtask install`: hostblobd and the C libraries under a prefix, as a distribution's package would have them.
+//! `cargo xtask install`: hostblobd, the C libraries and the Vulkan driver under a prefix, as a distribution's package would have them.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -53,7 +53,7 @@ const SONAME_VERSION: &str = ".so.0";
 /// Where to.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Flags {
-    /// Folder that gets bin, lib and include
+    /// Folder that gets bin, lib, include and share
     #[arg(long, value_name = "DIR", default_value = "/usr/local")]
     pub prefix: PathBuf,
     /// Folder that stands for the root of the file system, for packagers
@@ -74,6 +74,7 @@ pub fn run(flags: &Flags) -> Result<()> {
     for library in &LIBRARIES {
         library.install(&prefix, &root)?;
     }
+    install_driver(&root)?;
     note(&format!("installed under {}", root.display()));
     Ok(())
 }
@@ -122,6 +123,22 @@ impl Library {
         make_parent(&target)?;
         fs::write(&target, text).with_context(|| format!("cannot write {}", target.display()))
     }
+}
+
+/// The Vulkan driver where loaders look for it: the manifest finds the library by its place beside it, wherever the prefix is.
+fn install_driver(root: &Path) -> Result<()> {
+    const LIBRARY: &str = "libvulkan_hostblob.so";
+    let manifest = step("building the Vulkan driver", build::vulkan_driver)?;
+    copy(
+        &manifest.with_file_name(LIBRARY),
+        &root.join("lib").join(LIBRARY),
+        0o755,
+    )?;
+    let text = fs::read_to_string(&manifest)?;
+    let text = text.replace(&format!("./{LIBRARY}"), &format!("../../../lib/{LIBRARY}"));
+    let target = root.join("share/vulkan/icd.d/vulkan_hostblob.json");
+    make_parent(&target)?;
+    fs::write(&target, text).with_context(|| format!("cannot write {}", target.display()))
 }
 
 fn make_parent(path: &Path) -> Result<()> {

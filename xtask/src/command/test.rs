@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use crate::environment::Environment;
 use crate::host_packages::{self, Extent};
 use crate::progress::{note, step};
-use crate::{build, cache, daemon};
+use crate::{build, cache};
 
 /// Environment variable: the folder of the guest programs, built already.
 pub const GUEST_ENV: &str = "HOSTBLOB_GUEST_PROGRAMS";
@@ -40,7 +40,6 @@ pub fn run(flags: &Flags) -> Result<()> {
     if flags.filter.is_none() {
         checks()?;
     }
-    let hostblobd = step("building hostblobd", daemon::binary)?;
     let programs = step("building the guest programs", || {
         build::guest_binaries("hostblob-tests")
     })?;
@@ -50,7 +49,9 @@ pub fn run(flags: &Flags) -> Result<()> {
     }
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(arguments).current_dir(build::workspace());
-    command.env(daemon::ENV, hostblobd).env(GUEST_ENV, programs);
+    command
+        .env(build::PROFILE_ENV, "dev")
+        .env(GUEST_ENV, programs);
     let (totals, success) = run_tests(&mut command)?;
     println!("{} passed, {} failed", totals.passed, totals.failed);
     if !success {

@@ -70,7 +70,7 @@ pub(super) fn write(guest: &Guest, writer: &mut Writer<'_>) -> std::result::Resu
         }
     }
     for (&key, memory) in &memories {
-        let layouts = match (memory.export, &guest.exports) {
+        let layouts = match (memory.shared().export, &guest.exports) {
             (Some(id), Some(exports)) => exports.layouts(id),
             _ => Vec::new(),
         };
@@ -127,9 +127,9 @@ fn memory_record(key: MemoryKey, memory: &Memory) -> MemoryRecord {
             // Foreign memory is a reason to save nothing.
             Home::Pages(_) | Home::Unbacked | Home::Foreign { .. } => HomeRecord::Guest,
         },
-        uuid: memory.uuid.map(Uuid::into_bytes),
-        shown: memory.export.is_some(),
-        announced: memory.announced,
+        uuid: memory.shared().uuid.map(Uuid::into_bytes),
+        shown: memory.shared().export.is_some(),
+        announced: memory.shared().announced,
         label: memory.label.as_deref().map(str::to_owned),
     }
 }
@@ -522,7 +522,7 @@ impl Plan {
                 mapped: record.mapped,
                 attached: record.attached,
             };
-            guest.blobs.insert(resource, blob);
+            guest.blobs.insert(resource, Box::new(blob));
         }
         allocate_device_memory(guest)?;
         // Last: from here on host processes may see it.
@@ -610,19 +610,19 @@ fn install_memory(
         }
     }
     let allocate = record.home == HomeRecord::Device;
-    guest.memories.insert(
-        key,
-        Memory {
-            names: planned.names,
-            uuid,
-            announced: record.announced,
-            label: record.label.map(String::into_boxed_str),
-            flags: record.flags,
-            binding: record.binding,
-            _charge: charge,
-            ..Memory::new(owner, record.size, planned.memory_type, home)
-        },
-    );
+    let mut memory = Box::new(Memory {
+        names: planned.names,
+        label: record.label.map(String::into_boxed_str),
+        flags: record.flags,
+        binding: record.binding,
+        _charge: charge,
+        ..Memory::new(owner, record.size, planned.memory_type, home)
+    });
+    if uuid.is_some() {
+        let shared = memory.shared_mut();
+        (shared.uuid, shared.announced) = (uuid, record.announced);
+    }
+    guest.memories.insert(key, memory);
     if record.home == HomeRecord::Parked {
         guest.settle(key)?;
     }
@@ -650,7 +650,10 @@ fn publish(
     key: MemoryKey,
     layouts: Vec<Layout>,
 ) -> std::result::Result<(), ExportError> {
-    let id = guest.memories.get(&key).and_then(|memory| memory.export);
+    let id = guest
+        .memories
+        .get(&key)
+        .and_then(|memory| memory.shared().export);
     if let (Some(id), Some(exports)) = (id, &guest.exports) {
         for layout in layouts {
             exports.publish(id, layout)?;

@@ -224,7 +224,7 @@ fn a_buffer_that_does_not_fit_shares_nothing() {
     assert_eq!(shown.ask(publish(CLIENT, 4)), Status::OutOfRange);
     let guest = &shown.fixture.guest;
     let memory = &guest.memories[&guest.contexts[&1].names[&CLIENT]];
-    assert!(guest.uuids.is_empty() && memory.uuid.is_none() && memory.export.is_none());
+    assert!(guest.uuids.is_empty() && memory.shared.is_none());
 }
 
 #[test]
@@ -239,7 +239,7 @@ fn a_share_that_is_refused_leaves_no_name() {
     assert_eq!(shown.ask(share), Status::TooManyObjects);
     let guest = &shown.fixture.guest;
     let key = guest.contexts[&1].names[&CLIENT];
-    assert!(guest.uuids.is_empty() && guest.memories[&key].uuid.is_none());
+    assert!(guest.uuids.is_empty() && guest.memories[&key].shared().uuid.is_none());
     // With room again it is shared.
     guest.exports.as_ref().unwrap().remove(others[0]);
     assert_eq!(shown.ask(share), Status::Ok);

@@ -189,7 +189,7 @@ impl Fixture {
                     .and_then(|blob| blob.memory)
                     .and_then(|key| self.guest.memories.get(&key));
                 let at = usize::try_from(page * PAGE / 8).unwrap();
-                let words = memory.and_then(Memory::words).unwrap_or_default();
+                let words = memory.and_then(|memory| memory.words()).unwrap_or_default();
                 for word in words.iter().skip(at).take(512) {
                     word.store(value, Ordering::Relaxed);
                 }
@@ -268,7 +268,7 @@ impl Fixture {
             if let Some(Memory {
                 home: Home::Pages(pages),
                 ..
-            }) = memory
+            }) = memory.map(Box::as_ref)
             {
                 let pieces = pages.pieces.clone();
                 self.guest.attach_backing(resource, pieces).unwrap();
