@@ -3,28 +3,17 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::OnceLock;
 
 use hostblob_guest::{ENV_LOG, ENV_SOCKET};
 use hostblob_tests::vulkan::{STOCK, Setup};
 use tempfile::TempDir;
-use xtask::build;
 use xtask::daemon::Daemon;
 
 use crate::fixture;
 
-/// The driver's manifest and the C program, built once.
-fn built() -> &'static (PathBuf, PathBuf) {
-    static BUILT: OnceLock<(PathBuf, PathBuf)> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let driver = build::vulkan_driver().expect("the driver builds");
-        (driver, build::vulkan_memory().expect("cc compiles"))
-    })
-}
-
 /// For programs on our driver alone.
 fn environment(socket: &Path) -> Vec<(&'static str, PathBuf)> {
-    let (driver, _) = built();
+    let driver = &fixture::vulkan_programs().driver;
     vec![
         ("VK_DRIVER_FILES", driver.clone()),
         // Loaders before 1.3.207 know this one.
@@ -44,7 +33,7 @@ fn daemon(arguments: &[&str]) -> Daemon {
 
 /// The C program with a word, under no layer.
 fn program(socket: &Path, word: &str) -> Command {
-    let mut command = Command::new(&built().1);
+    let mut command = Command::new(&fixture::vulkan_programs().memory);
     command
         .arg(word)
         .envs(environment(socket))
@@ -63,10 +52,10 @@ fn must_end_well(output: &Output) -> String {
 fn stock_programs_and_allocators_find_all_in_order() {
     let daemon = daemon(&["--window", "8G", "--memory-limit", "2G"]);
     let folder = TempDir::new().expect("a folder");
-    let allocators = build::test_example("hostblob-tests", "allocators");
+    let programs = fixture::vulkan_programs();
     let setup = Setup {
-        allocators: allocators.expect("the program builds"),
-        memory: built().1.clone(),
+        allocators: programs.allocators.clone(),
+        memory: programs.memory.clone(),
         environment: environment(&daemon.local_socket()),
         folder: folder.path().to_owned(),
     };

@@ -3,7 +3,6 @@
 use std::sync::OnceLock;
 
 use hostblob_tests::report;
-use xtask::build;
 use xtask::daemon::Daemon;
 use xtask::libraries::Set;
 use xtask::vm::{Output, Transport, Vm};
@@ -21,8 +20,7 @@ fn boot() -> &'static Output {
 fn run() -> Output {
     const ALLOCATORS: &str = "/program/allocators";
     const MEMORY: &str = "/program/vulkan_memory";
-    let driver = build::vulkan_driver().expect("the driver builds");
-    let allocators = build::test_example("hostblob-tests", "allocators");
+    let programs = fixture::vulkan_programs();
     fixture::hostblobd();
     // With its own limits: blocks of 256 MiB are usual with those who know nothing of the host.
     let daemon = Daemon::builder()
@@ -34,9 +32,9 @@ fn run() -> Output {
         .device(&daemon)
         .libraries(Set::Client)
         .expect("the guest's libraries")
-        .vulkan_driver(&driver)
-        .file(allocators.expect("the program builds"), ALLOCATORS)
-        .file(build::vulkan_memory().expect("cc compiles"), MEMORY)
+        .vulkan_driver(&programs.driver)
+        .file(&programs.allocators, ALLOCATORS)
+        .file(&programs.memory, MEMORY)
         .program(fixture::guest_program("vulkan"), [ALLOCATORS, MEMORY]);
     let _slot = fixture::slot();
     let output = vm.run().expect("the guest runs");

@@ -1,8 +1,8 @@
 //! `allocators`: gpu-allocator and the Vulkan Memory Allocator on the first Vulkan device. A line for each check, as of scenarios.
 //! `allocators --mistake` does what Vulkan forbids, for the validation layer to tell.
 //!
-//! Their own tests and examples want a queue with graphics, or are no part of what is published; these do as much by the same calls. Through the
-//! loader, so it is not static: an example, which the guest's programs are not.
+//! Their own examples and tests want a queue with graphics (gpu-allocator 0.28) or Vulkan 1.3 (vk-mem 0.5), which this device has not. These do
+//! as much by the same calls, and compare bytes. Through the loader, so it is not static: an example, which the guest's programs are not.
 
 #![allow(
     clippy::unwrap_used,

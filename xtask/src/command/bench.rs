@@ -39,6 +39,20 @@ pub struct Flags {
     /// Put the tables and plots into docs/performance.md and docs/bench
     #[arg(long)]
     pub docs: bool,
+    /// Measure this part alone
+    #[arg(long, conflicts_with = "docs")]
+    pub only: Option<Part>,
+}
+
+/// What can be measured alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Part {
+    /// Blobs in guests.
+    Guests,
+    /// Vulkan in guests.
+    Vulkan,
+    /// The library and the daemon, without a virtual machine.
+    Host,
 }
 
 /// How often things are repeated.
@@ -170,16 +184,18 @@ pub fn run(flags: &Flags) -> Result<()> {
     let folder = build::target().join("bench");
     let mut records = Records::new(&folder)?;
     records.add(&json!({ "about": about(&environment, flags.quick) }))?;
-    guests::measure(
-        &environment,
-        &peers,
-        &guest.join("latency"),
-        extents,
-        &mut records,
-    )?;
-    let program = programs.path("vulkan");
-    vulkan::measure(&environment, &peers, &program, extents, &mut records)?;
-    host::measure(&programs, flags.quick, &mut records)?;
+    let wanted = |part| flags.only.is_none_or(|only| only == part);
+    if wanted(Part::Guests) {
+        let program = guest.join("latency");
+        guests::measure(&environment, &peers, &program, extents, &mut records)?;
+    }
+    if wanted(Part::Vulkan) {
+        let program = programs.path("vulkan");
+        vulkan::measure(&environment, &peers, &program, extents, &mut records)?;
+    }
+    if wanted(Part::Host) {
+        host::measure(&programs, flags.quick, &mut records)?;
+    }
     let docs = flags.docs.then(|| build::workspace().join("docs"));
     step("the report", || {
         report(&programs, &records.path, &folder, docs.as_deref())
