@@ -8,7 +8,8 @@ use fake::{Fake, Script};
 use hostblob_guest::protocol::request::request_bit;
 use hostblob_guest::protocol::virtio_gpu::resp;
 use hostblob_guest::{
-    Access, AllocateInfo, CacheMode, Device, Error, MapInfo, OpenOptions, PoolOptions, Status,
+    Access, AllocateInfo, CacheMode, Device, Error, MOST_TRANSFERS, MapInfo, OpenOptions,
+    PoolOptions, Status, Transfer,
 };
 
 fn start(script: Script) -> (Fake, Device) {
@@ -387,6 +388,20 @@ fn arguments_are_checked_here() {
         status(device.copy(&memory, 4090, &memory, 0, 8)),
         Status::OutOfRange
     );
+    let fill = Transfer::Fill {
+        memory: &memory,
+        offset: 0,
+        length: 4,
+        value: 0,
+    };
+    for count in [0, MOST_TRANSFERS + 1] {
+        let refused = device.transfer(&vec![fill; count]);
+        assert_eq!(status(refused), Status::InvalidArgument, "{count}");
+    }
+    let before = device.statistics().commands;
+    let most = device.transfer(&[fill; MOST_TRANSFERS]).unwrap();
+    most.wait(None).unwrap();
+    assert_eq!(device.statistics().commands, before + 1);
     let map = MapInfo {
         access: Access::empty(),
         ..MapInfo::default()
