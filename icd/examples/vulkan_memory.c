@@ -323,7 +323,8 @@ static void semaphores(void)
     CHECK(vkEndCommandBuffer(first));
     CHECK(vkEndCommandBuffer(second));
 
-    // The first waits until the program says 1; the second, submitted by the newer command, for the first.
+    // The first waits until the program says 1; the second, submitted by the newer command, for the first. A binary semaphore may be
+    // waited for once all that its signal waits for has been submitted or said.
     uint64_t one = 1;
     VkTimelineSemaphoreSubmitInfo values = {
         .sType = VK_STRUCTURE_TYPE_TIMELINE_SEMAPHORE_SUBMIT_INFO, .waitSemaphoreValueCount = 1, .pWaitSemaphoreValues = &one};
@@ -353,7 +354,6 @@ static void semaphores(void)
                            .pCommandBufferInfos = &work,
                            .signalSemaphoreInfoCount = 1,
                            .pSignalSemaphoreInfos = &after};
-    CHECK(submit2(queue, 1, &newer, VK_NULL_HANDLE));
 
     uint64_t two = 2, value;
     VkSemaphoreWaitInfo until = {
@@ -362,6 +362,7 @@ static void semaphores(void)
     MUST(there.bytes[0] == 0);
     VkSemaphoreSignalInfo go = {.sType = VK_STRUCTURE_TYPE_SEMAPHORE_SIGNAL_INFO, .semaphore = timeline, .value = 1};
     CHECK(signal(device, &go));
+    CHECK(submit2(queue, 1, &newer, VK_NULL_HANDLE));
     CHECK(wait(device, &until, UINT64_MAX));
     CHECK(counter(device, timeline, &value));
     MUST(value == 2);
@@ -501,10 +502,12 @@ static void quota(void)
     MUST(count > 0);
     vkFreeMemory(device, list[--count], NULL);
     CHECK(allocate(visible_type(), 16 * MIB, VK_NULL_HANDLE, &list[count++]));
-    for (uint32_t i = 0; i < count; i++) vkFreeMemory(device, list[i], NULL);
     VkDeviceMemory none;
-    VkDeviceSize all = memory_properties.memoryHeaps[memory_properties.memoryTypes[visible_type()].heapIndex].size;
-    EXPECT(allocate(visible_type(), all, VK_NULL_HANDLE, &none), VK_ERROR_OUT_OF_DEVICE_MEMORY);
+    VkPhysicalDeviceMaintenance3Properties limits = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MAINTENANCE_3_PROPERTIES};
+    VkPhysicalDeviceProperties2 properties = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2, .pNext = &limits};
+    vkGetPhysicalDeviceProperties2(physical, &properties);
+    EXPECT(allocate(visible_type(), limits.maxMemoryAllocationSize, VK_NULL_HANDLE, &none), VK_ERROR_OUT_OF_DEVICE_MEMORY);
+    for (uint32_t i = 0; i < count; i++) vkFreeMemory(device, list[i], NULL);
     printf("%u times 16 MiB, then VK_ERROR_OUT_OF_DEVICE_MEMORY; one freed, one more allocated\n", count);
     close_all();
 }
