@@ -6,6 +6,7 @@
 //! | `vm` | every scenario, the programs, the C example | in QEMU over vfio-user and vhost-user, Vulkan on the host |
 //! | `lifecycle` | resets, reboots, stops, a killed QEMU | in QEMU over both |
 //! | `driver` | GPU work, while the process with the driver is killed | over the local socket, and in QEMU |
+//! | `soak` | many lives of memories, while what the daemon holds is counted | over the local socket |
 //! | `daemon` | start, end, wrong flags | on the host |
 //!
 //! `vm` and `lifecycle` need what `cargo xtask setup` fetches, and fail where it is missing.
@@ -26,5 +27,6 @@ mod driver;
 mod exports;
 mod lifecycle;
 mod renderers;
+mod soak;
 mod socket;
 mod vm;
