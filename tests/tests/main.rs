@@ -6,6 +6,7 @@
 //! | `vm` | every scenario, the programs, the C example | in QEMU over vfio-user and vhost-user, Vulkan on the host |
 //! | `lifecycle` | resets, reboots, stops, a killed QEMU | in QEMU over both |
 //! | `driver` | GPU work, while the process with the driver is killed | over the local socket, and in QEMU |
+//! | `faults` | a client, while system calls of the daemon fail | over the local socket |
 //! | `soak` | many lives of memories, while what the daemon holds is counted | over the local socket |
 //! | `daemon` | start, end, wrong flags | on the host |
 //!
@@ -25,6 +26,7 @@ mod fixture;
 mod daemon;
 mod driver;
 mod exports;
+mod faults;
 mod lifecycle;
 mod renderers;
 mod soak;

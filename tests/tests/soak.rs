@@ -164,6 +164,7 @@ fn plot(samples: &Samples, lives: u64) {
                 ("sans-serif", 15),
             )
             .margin(10)
+            .margin_right(30)
             .x_label_area_size(25)
             .y_label_area_size(60)
             .build_cartesian_2d(0..lives, 0..top)
