@@ -109,7 +109,13 @@ impl Device {
             || !memory_type.is_host_visible();
         let allocate_own = || {
             let attempt = || self.allocate_own(info, index, memory_type.is_host_visible());
-            self.session().with_refunds(attempt)
+            match self.session().with_refunds(attempt) {
+                // What empty blocks hold may be what it lacks.
+                Err(error) if error.is_shortage() && self.trim() => {
+                    self.session().with_refunds(attempt)
+                }
+                result => result,
+            }
         };
         if own {
             return allocate_own();
@@ -129,6 +135,12 @@ impl Device {
             Err(Error::Status { .. }) => allocate_own(),
             Err(error) => Err(error),
         }
+    }
+
+    /// Gives the pools' empty blocks back; whether there were any.
+    fn trim(&self) -> bool {
+        let pools = self.inner.pools.iter().flatten();
+        pools.filter(|pool| pool.trim()).count() > 0
     }
 
     fn allocate_own(

@@ -300,6 +300,16 @@ impl Pool {
             .find_map(|shard| shard.piece(&mut shard.book.lock(), size, alignment))
     }
 
+    /// Gives empty blocks back; whether there were any.
+    pub(crate) fn trim(&self) -> bool {
+        let of_shard = |shard: &Arc<Shard>| {
+            let blocks = shard.book.lock().trim();
+            // Dropped, which talks to the device, with the list unlocked.
+            !blocks.is_empty()
+        };
+        self.shards.iter().filter(|shard| of_shard(shard)).count() > 0
+    }
+
     pub(crate) fn count(&self, into: &mut Statistics) {
         for shard in &self.shards {
             let book = shard.book.lock();
