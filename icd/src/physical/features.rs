@@ -6,7 +6,7 @@ use ash::vk;
 
 use super::PhysicalDevice;
 use crate::chain;
-use crate::entry::arguments::slice;
+use crate::entry::arguments::{Out, slice};
 
 /// Members of `VkPhysicalDeviceFeatures`.
 const CORE: u32 = 55;
@@ -73,8 +73,8 @@ fn members(structure: *mut c_void) -> *mut vk::Bool32 {
         .cast()
 }
 
-pub(crate) fn get(_: &PhysicalDevice, out: &mut vk::PhysicalDeviceFeatures) {
-    *out = core();
+pub(crate) fn get(_: &PhysicalDevice, out: Out<'_, vk::PhysicalDeviceFeatures>) {
+    out.set(core());
 }
 
 pub(crate) fn get2(_: &PhysicalDevice, out: &mut vk::PhysicalDeviceFeatures2<'_>) {
@@ -131,3 +131,40 @@ pub(crate) fn check(info: &vk::DeviceCreateInfo<'_>) -> Result<(), vk::Result> {
 }
 
 const _: () = assert!(size_of::<vk::PhysicalDeviceFeatures>() == CORE as usize * 4);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(info: vk::DeviceCreateInfo<'_>) -> bool {
+        check(&info) == Err(vk::Result::ERROR_FEATURE_NOT_PRESENT)
+    }
+
+    #[test]
+    fn what_is_offered_can_be_enabled_and_nothing_else() {
+        let info = vk::DeviceCreateInfo::default;
+        assert!(!refused(info()));
+        let offered = core();
+        assert!(!refused(info().enabled_features(&offered)));
+        let more = offered.inherited_queries(true);
+        assert!(refused(info().enabled_features(&more)), "the last member");
+        let mut chained = vk::PhysicalDeviceFeatures2::default().features(more);
+        assert!(refused(info().push_next(&mut chained)));
+    }
+
+    #[test]
+    fn structures_of_features_are_looked_through() {
+        let info = vk::DeviceCreateInfo::default;
+        let mut timeline =
+            vk::PhysicalDeviceTimelineSemaphoreFeatures::default().timeline_semaphore(true);
+        let mut later =
+            vk::PhysicalDeviceSynchronization2Features::default().synchronization2(true);
+        let offered = info().push_next(&mut timeline).push_next(&mut later);
+        assert!(!refused(offered));
+        let mut views = vk::PhysicalDeviceMultiviewFeatures::default();
+        assert!(!refused(info().push_next(&mut views)), "all false");
+        let mut views = views.multiview_tessellation_shader(true);
+        let both = info().push_next(&mut later).push_next(&mut views);
+        assert!(refused(both), "the last member");
+    }
+}

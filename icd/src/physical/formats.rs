@@ -3,10 +3,10 @@
 use ash::vk;
 
 use super::PhysicalDevice;
-use crate::entry::arguments::List;
+use crate::entry::arguments::{List, Out};
 
-pub(crate) fn get(_: &PhysicalDevice, _: vk::Format, out: &mut vk::FormatProperties) {
-    *out = vk::FormatProperties::default();
+pub(crate) fn get(_: &PhysicalDevice, _: vk::Format, out: Out<'_, vk::FormatProperties>) {
+    out.set(vk::FormatProperties::default());
 }
 
 pub(crate) fn get2(_: &PhysicalDevice, _: vk::Format, out: &mut vk::FormatProperties2<'_>) {
@@ -20,10 +20,10 @@ pub(crate) fn image(
     _: vk::ImageTiling,
     _: vk::ImageUsageFlags,
     _: vk::ImageCreateFlags,
-    out: &mut vk::ImageFormatProperties,
+    out: Out<'_, vk::ImageFormatProperties>,
 ) -> vk::Result {
     // As the specification has it for a combination that is not supported.
-    *out = vk::ImageFormatProperties::default();
+    out.set(vk::ImageFormatProperties::default());
     vk::Result::ERROR_FORMAT_NOT_SUPPORTED
 }
 

@@ -4,6 +4,7 @@ use ash::vk;
 
 use super::PhysicalDevice;
 use crate::chain;
+use crate::entry::arguments::Out;
 
 /// Sets of memory types, a bit for each.
 #[derive(Debug, Clone, Copy)]
@@ -41,8 +42,8 @@ fn memory_properties(physical: &PhysicalDevice) -> vk::PhysicalDeviceMemoryPrope
     properties
 }
 
-pub(crate) fn get(physical: &PhysicalDevice, out: &mut vk::PhysicalDeviceMemoryProperties) {
-    *out = memory_properties(physical);
+pub(crate) fn get(physical: &PhysicalDevice, out: Out<'_, vk::PhysicalDeviceMemoryProperties>) {
+    out.set(memory_properties(physical));
 }
 
 pub(crate) fn get2(physical: &PhysicalDevice, out: &mut vk::PhysicalDeviceMemoryProperties2<'_>) {

@@ -4,6 +4,7 @@ use ash::vk;
 
 use super::{PhysicalDevice, limits};
 use crate::chain;
+use crate::entry::arguments::Out;
 use crate::extensions::put_name;
 use crate::instance::API_VERSION;
 
@@ -13,7 +14,7 @@ const VIRTIO_VENDOR: u32 = 0x1AF4;
 const VIRTIO_GPU: u32 = 0x1050;
 
 /// This driver, for whoever wants to know whether two processes can share memory, and for pipeline caches.
-const DRIVER_UUID: [u8; 16] = *b"hostblob icd 1.0";
+const DRIVER_UUID: [u8; 16] = *b"hostblob dma-buf";
 
 /// The least that `maxMemoryAllocationSize` may be; a host with less answers that it is out of memory.
 const LEAST_ALLOCATION: u64 = 1 << 30;
@@ -48,8 +49,8 @@ fn properties(physical: &PhysicalDevice) -> vk::PhysicalDeviceProperties {
     properties
 }
 
-pub(crate) fn get(physical: &PhysicalDevice, out: &mut vk::PhysicalDeviceProperties) {
-    *out = properties(physical);
+pub(crate) fn get(physical: &PhysicalDevice, out: Out<'_, vk::PhysicalDeviceProperties>) {
+    out.set(properties(physical));
 }
 
 pub(crate) fn get2(physical: &PhysicalDevice, out: &mut vk::PhysicalDeviceProperties2<'_>) {

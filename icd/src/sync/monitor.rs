@@ -62,3 +62,31 @@ impl Monitor {
 pub(crate) fn deadline(timeout: u64) -> Option<Instant> {
     Instant::now().checked_add(Duration::from_nanos(timeout))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[test]
+    fn waits_end_by_a_change_a_deadline_or_loss() {
+        let monitor = Arc::<Monitor>::default();
+        let flag = Arc::<AtomicBool>::default();
+        let ready = || flag.load(Ordering::Acquire);
+        assert_eq!(monitor.wait(deadline(0), ready), Ok(false));
+        let other = (monitor.clone(), flag.clone());
+        let thread = std::thread::spawn(move || {
+            let (monitor, flag) = other;
+            monitor.change(|| flag.store(true, Ordering::Release));
+        });
+        assert_eq!(monitor.wait(deadline(u64::MAX), ready), Ok(true));
+        assert!(thread.join().is_ok());
+        let other = monitor.clone();
+        let thread = std::thread::spawn(move || other.wait(None, || false));
+        monitor.lose();
+        let lost = vk::Result::ERROR_DEVICE_LOST;
+        assert_eq!(thread.join().ok(), Some(Err(lost)));
+        assert_eq!(monitor.check(), Err(lost));
+        assert_eq!(monitor.wait(None, ready), Ok(true), "what is, is told");
+    }
+}

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use super::DaemonFlags;
 use crate::daemon::Daemon;
+use crate::environment::Environment;
 use crate::host_packages::{self, Extent};
 use crate::progress::{note, step};
 use crate::vm::{Output, Vm};
@@ -34,16 +35,7 @@ fn in_the_guest(flags: &DaemonFlags) -> Result<()> {
         build::guest_binaries(PACKAGE)
     })?;
     let mut daemon = daemon.start()?;
-    println!();
-    println!(
-        "host:  hostblobd serves {} ({})",
-        flags.transport.name(),
-        provider(&daemon)
-    );
-    println!(
-        "host:  {} boots a stock Debian kernel",
-        environment.qemu.version()
-    );
+    tell_of_the_boot(flags, &environment, &daemon);
     let vm = Vm::builder(&environment)
         .device(&daemon)
         .program(programs.join(PROGRAM), [] as [&str; 0])
@@ -51,6 +43,19 @@ fn in_the_guest(flags: &DaemonFlags) -> Result<()> {
     let output = vm.run()?;
     finish(&mut daemon)?;
     succeeded(&output)
+}
+
+fn tell_of_the_boot(flags: &DaemonFlags, environment: &Environment, daemon: &Daemon) {
+    println!();
+    println!(
+        "host:  hostblobd serves {} ({})",
+        flags.transport.name(),
+        provider(daemon)
+    );
+    println!(
+        "host:  {} boots a stock Debian kernel",
+        environment.qemu.version()
+    );
 }
 
 fn succeeded(output: &Output) -> Result<()> {

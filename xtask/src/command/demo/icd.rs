@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{PACKAGE, finish, provider, succeeded};
+use super::{PACKAGE, finish, provider, succeeded, tell_of_the_boot};
 use crate::build;
 use crate::command::{self, DaemonFlags};
 use crate::daemon::Daemon;
@@ -64,16 +64,7 @@ fn in_the_guest(flags: &DaemonFlags, driver: &Path, memory: &Path) -> Result<()>
         build::guest_binaries(PACKAGE)
     })?;
     let mut daemon = daemon.start()?;
-    println!();
-    println!(
-        "host:  hostblobd serves {} ({})",
-        flags.transport.name(),
-        provider(&daemon)
-    );
-    println!(
-        "host:  {} boots a stock Debian kernel",
-        environment.qemu.version()
-    );
+    tell_of_the_boot(flags, &environment, &daemon);
     println!("host:  beside it Debian's Vulkan loader and vulkaninfo, and our driver");
     let vm = Vm::builder(&environment)
         .device(&daemon)
