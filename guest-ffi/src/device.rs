@@ -47,7 +47,8 @@ impl Device {
             t.is_host_visible()
                 .then(|| Pool::new(&session, index, options))
         };
-        let pools = (0..).zip(&session.capset().types).map(pool).collect();
+        let pools: Vec<_> = (0..).zip(&session.capset().types).map(pool).collect();
+        session.set_shards(pools.iter().flatten().flat_map(Pool::shards));
         let dedicated_above = options.dedicated_above;
         Self {
             inner: Arc::new(Inner {
@@ -109,13 +110,7 @@ impl Device {
             || !memory_type.is_host_visible();
         let allocate_own = || {
             let attempt = || self.allocate_own(info, index, memory_type.is_host_visible());
-            match self.session().with_refunds(attempt) {
-                // What empty blocks hold may be what it lacks.
-                Err(error) if error.is_shortage() && self.trim() => {
-                    self.session().with_refunds(attempt)
-                }
-                result => result,
-            }
+            self.session().with_refunds(attempt)
         };
         if own {
             return allocate_own();
@@ -135,12 +130,6 @@ impl Device {
             Err(Error::Status { .. }) => allocate_own(),
             Err(error) => Err(error),
         }
-    }
-
-    /// Gives the pools' empty blocks back; whether there were any.
-    fn trim(&self) -> bool {
-        let pools = self.inner.pools.iter().flatten();
-        pools.filter(|pool| pool.trim()).count() > 0
     }
 
     fn allocate_own(

@@ -148,6 +148,13 @@ impl Shard {
         })
     }
 
+    /// Gives empty blocks back; whether there were any.
+    pub(crate) fn trim(&self) -> bool {
+        let blocks = self.book.lock().trim();
+        // Dropped with the list unlocked, for it talks to the device.
+        !blocks.is_empty()
+    }
+
     /// Makes a block and takes a piece of it, unless another thread has made one meanwhile.
     fn grow(self: &Arc<Self>, size: u64, alignment: u64) -> Result<Piece> {
         let _growing = self.growing.lock();
@@ -300,14 +307,8 @@ impl Pool {
             .find_map(|shard| shard.piece(&mut shard.book.lock(), size, alignment))
     }
 
-    /// Gives empty blocks back; whether there were any.
-    pub(crate) fn trim(&self) -> bool {
-        let of_shard = |shard: &Arc<Shard>| {
-            let blocks = shard.book.lock().trim();
-            // Dropped, which talks to the device, with the list unlocked.
-            !blocks.is_empty()
-        };
-        self.shards.iter().filter(|shard| of_shard(shard)).count() > 0
+    pub(crate) fn shards(&self) -> impl Iterator<Item = &Arc<Shard>> {
+        self.shards.iter()
     }
 
     pub(crate) fn count(&self, into: &mut Statistics) {
