@@ -108,8 +108,10 @@ fn run_program(program: &Path, daemon: &Daemon) -> Result<bool> {
 /// The daemon's own words on its provider.
 fn provider(daemon: &Daemon) -> String {
     let log = daemon.log();
-    let line = log.lines().find_map(|line| line.split_once("provider: "));
-    line.map_or_else(
+    // "provider: ", or "provider, in a process of its own: ".
+    let line = log.lines().find_map(|line| line.split_once("provider"));
+    let reason = line.and_then(|(_, rest)| rest.split_once(": "));
+    reason.map_or_else(
         || "provider unknown".to_owned(),
         |(_, reason)| reason.to_owned(),
     )
