@@ -47,7 +47,8 @@ impl Device {
             t.is_host_visible()
                 .then(|| Pool::new(&session, index, options))
         };
-        let pools = (0..).zip(&session.capset().types).map(pool).collect();
+        let pools: Vec<_> = (0..).zip(&session.capset().types).map(pool).collect();
+        session.set_shards(pools.iter().flatten().flat_map(Pool::shards));
         let dedicated_above = options.dedicated_above;
         Self {
             inner: Arc::new(Inner {

@@ -4,6 +4,7 @@
 //! transport's completion finds the answer there, because the host writes it first.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use hostblob_capset::{Agreed, Capset, Offer, negotiate};
@@ -17,6 +18,7 @@ use parking_lot::Mutex;
 use crate::error::{Error, Result};
 use crate::ledger::Ledger;
 use crate::options::OpenOptions;
+use crate::pool::Shard;
 use crate::region::Mapping;
 use crate::transport::{self, BlobSpec, Completion, RING_REQUESTS, RawBlob, Transport};
 use crate::waits::Waits;
@@ -41,6 +43,8 @@ pub(crate) struct Session {
     commands: AtomicU64,
     /// When a blob was last destroyed.
     last_destroyed: Mutex<Option<Instant>>,
+    /// Lists of blocks, which keep the session alive.
+    shards: OnceLock<Vec<Weak<Shard>>>,
 }
 
 /// A request that was sent and not yet answered.
@@ -91,6 +95,7 @@ impl Session {
             next_client_id: AtomicU64::new(1),
             commands: AtomicU64::new(0),
             last_destroyed: Mutex::new(None),
+            shards: OnceLock::new(),
         };
         session.open_answers()?;
         log::info!(
@@ -343,15 +348,35 @@ impl Session {
         }
     }
 
-    /// Tries to get memory; tries again after a shortage for as long as memory freed by this process may be on its way to the host. So
-    /// whoever frees and allocates at a limit sees them in that order.
+    /// Where blocks are; told once.
+    pub(crate) fn set_shards<'a>(&self, shards: impl Iterator<Item = &'a Arc<Shard>>) {
+        let _ = self.shards.set(shards.map(Arc::downgrade).collect());
+    }
+
+    /// Gives empty blocks back; whether there were any.
+    fn trim(&self) -> bool {
+        let shards = self.shards.get().into_iter().flatten();
+        let trimmed = shards
+            .filter_map(Weak::upgrade)
+            .filter(|shard| shard.trim());
+        trimmed.count() > 0
+    }
+
+    /// Tries to get memory; tries again after a shortage without the blocks that are empty, and for as long as memory freed by this process may be
+    /// on its way to the host. So whoever frees and allocates at a limit sees them in that order.
     pub(crate) fn with_refunds<T>(&self, attempt: impl Fn() -> Result<T>) -> Result<T> {
         let mut pause = FIRST_PAUSE;
         loop {
             let result = attempt();
             let Err(error) = &result else { return result };
+            if !error.is_shortage() {
+                return result;
+            }
+            if self.trim() {
+                continue;
+            }
             let refund = self.last_destroyed.lock().map(|at| at + REFUND_TIME);
-            if !error.is_shortage() || refund.is_none_or(|at| Instant::now() >= at) {
+            if refund.is_none_or(|at| Instant::now() >= at) {
                 return result;
             }
             std::thread::sleep(pause);

@@ -1,7 +1,7 @@
 //! `VkInstance`: it finds the device when the program first asks for devices.
 
 use ash::vk;
-use hostblob_guest::OpenOptions;
+use hostblob_guest::{OpenOptions, PoolOptions};
 use parking_lot::Mutex;
 
 use crate::debug_utils::Messengers;
@@ -48,7 +48,7 @@ impl Instance {
     fn find(&self) -> Result<Option<vk::PhysicalDevice>, vk::Result> {
         let mut search = self.search.lock();
         if search.found.is_none() {
-            match PhysicalDevice::open(&OpenOptions::default(), self.callbacks, &self.messengers) {
+            match PhysicalDevice::open(&options(), self.callbacks, &self.messengers) {
                 Ok(found) => search.found = Some(object::create(found, self.callbacks)?),
                 // Programs ask twice: for the count, and for the list.
                 Err(reason) if reason == search.reason => {}
@@ -61,6 +61,19 @@ impl Instance {
             }
         }
         Ok(search.found)
+    }
+}
+
+/// Allocators on top of Vulkan take blocks of up to 64 MiB, and give them back to take them again: those come from our blocks too, of which an empty one
+/// stays mapped and warm.
+fn options() -> OpenOptions {
+    let pool = PoolOptions {
+        dedicated_above: 64 << 20,
+        ..PoolOptions::default()
+    };
+    OpenOptions {
+        pool,
+        ..OpenOptions::default()
     }
 }
 

@@ -170,9 +170,9 @@ impl Gpu {
         Ok(())
     }
 
-    /// Takes memory, and gives it back.
-    pub(crate) fn warm_up(&self) -> Result<()> {
-        Staging::new(self, 4096).map(drop)
+    /// Takes so many bytes of memory, and gives them back.
+    pub(crate) fn warm_up(&self, size: u64) -> Result<()> {
+        Staging::new(self, size).map(drop)
     }
 
     /// Writes a pattern into a buffer of this size.

@@ -42,7 +42,7 @@ fn main() -> Result<()> {
         return Ok(());
     }
     // A driver may keep a block for what comes next.
-    gpu.warm_up()?;
+    gpu.warm_up(64 << 20)?;
     let mut failed = 0;
     for (name, check) in CHECKS {
         let start = Instant::now();

@@ -217,8 +217,7 @@ impl<T> Book<T> {
     }
 
     /// Takes every empty block out.
-    #[cfg(test)]
-    fn trim(&mut self) -> Vec<T> {
+    pub(crate) fn trim(&mut self) -> Vec<T> {
         self.settle(|_| true);
         let is_empty = |block: &Option<Block<T>>| {
             block

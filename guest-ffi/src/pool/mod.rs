@@ -148,6 +148,13 @@ impl Shard {
         })
     }
 
+    /// Gives empty blocks back; whether there were any.
+    pub(crate) fn trim(&self) -> bool {
+        let blocks = self.book.lock().trim();
+        // Dropped with the list unlocked, for it talks to the device.
+        !blocks.is_empty()
+    }
+
     /// Makes a block and takes a piece of it, unless another thread has made one meanwhile.
     fn grow(self: &Arc<Self>, size: u64, alignment: u64) -> Result<Piece> {
         let _growing = self.growing.lock();
@@ -298,6 +305,10 @@ impl Pool {
         self.shards
             .iter()
             .find_map(|shard| shard.piece(&mut shard.book.lock(), size, alignment))
+    }
+
+    pub(crate) fn shards(&self) -> impl Iterator<Item = &Arc<Shard>> {
+        self.shards.iter()
     }
 
     pub(crate) fn count(&self, into: &mut Statistics) {
