@@ -17,7 +17,7 @@ fn kills() -> u32 {
 }
 
 /// The process that has the driver now.
-fn driver(daemon: &Daemon) -> Option<rustix::process::Pid> {
+pub(crate) fn driver(daemon: &Daemon) -> Option<rustix::process::Pid> {
     let threads = fs::read_dir(format!("/proc/{}/task", daemon.pid())).ok()?;
     let children = threads
         .flatten()

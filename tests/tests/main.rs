@@ -8,6 +8,8 @@
 //! | `lifecycle` | resets, reboots, stops, a killed QEMU | in QEMU over both |
 //! | `driver` | GPU work, while the process with the driver is killed | over the local socket, and in QEMU |
 //! | `icd` | programs that know Vulkan alone, and each error they can meet | over the local socket |
+//! | `faults` | a client, while system calls of the daemon fail | over the local socket |
+//! | `soak` | many lives of memories, while what the daemon holds is counted | over the local socket |
 //! | `daemon` | start, end, wrong flags | on the host |
 //!
 //! `vm` and `lifecycle` need what `cargo xtask setup` fetches, and fail where it is missing.
@@ -26,9 +28,11 @@ mod fixture;
 mod daemon;
 mod driver;
 mod exports;
+mod faults;
 mod icd;
 mod lifecycle;
 mod renderers;
+mod soak;
 mod socket;
 mod vm;
 mod vulkan;

@@ -32,6 +32,7 @@ pub struct Daemon {
 #[derive(Debug, Clone)]
 pub struct DaemonBuilder {
     transport: Option<Transport>,
+    wrapper: Vec<OsString>,
     arguments: Vec<OsString>,
 }
 
@@ -40,6 +41,7 @@ impl Daemon {
     pub fn builder() -> DaemonBuilder {
         DaemonBuilder {
             transport: None,
+            wrapper: Vec::new(),
             arguments: Vec::new(),
         }
     }
@@ -135,6 +137,13 @@ impl DaemonBuilder {
         self
     }
 
+    /// A program that starts it, with its arguments, and becomes it: `strace -D`.
+    #[must_use]
+    pub fn under<I: IntoIterator<Item: Into<OsString>>>(mut self, wrapper: I) -> Self {
+        self.wrapper = wrapper.into_iter().map(Into::into).collect();
+        self
+    }
+
     /// Further arguments.
     #[must_use]
     pub fn args<I: IntoIterator<Item: Into<OsString>>>(mut self, arguments: I) -> Self {
@@ -147,7 +156,12 @@ impl DaemonBuilder {
         let program = binary()?;
         let folder = TempDir::with_prefix("hostblobd-")?;
         let log = File::create(folder.path().join("log"))?;
-        let mut command = Command::new(&program);
+        let mut words = self.wrapper.iter().map(OsString::as_os_str);
+        let mut command = Command::new(words.next().unwrap_or(program.as_os_str()));
+        command.args(words);
+        if !self.wrapper.is_empty() {
+            command.arg(&program);
+        }
         command
             .arg("--local-socket")
             .arg(folder.path().join("local.sock"));

@@ -70,14 +70,16 @@ const BENCH: &[Need] = &[
         files: &["/usr/bin/Xvfb"],
     },
     Need {
-        package: "strace",
-        files: &["/usr/bin/strace"],
-    },
-    Need {
         package: "valgrind",
         files: &["/usr/bin/valgrind"],
     },
 ];
+
+/// Counts system calls, and makes them fail.
+const TRACER: &[Need] = &[Need {
+    package: "strace",
+    files: &["/usr/bin/strace"],
+}];
 
 /// The bench, which is built with the tests, links a peer that is written in C++.
 const COMPILER: &[Need] = &[Need {
@@ -103,8 +105,8 @@ pub fn ensure(extent: Extent) -> Result<()> {
     let more: &[&[Need]] = match extent {
         Extent::Run => &[],
         Extent::Clients => &[VULKAN_CLIENTS],
-        Extent::Test => &[VALIDATION, COMPOSITOR, COMPILER, VULKAN_CLIENTS],
-        Extent::Bench => &[BENCH, COMPILER],
+        Extent::Test => &[VALIDATION, COMPOSITOR, COMPILER, TRACER, VULKAN_CLIENTS],
+        Extent::Bench => &[BENCH, COMPILER, TRACER],
     };
     let missing: Vec<&str> = VULKAN
         .iter()
