@@ -64,7 +64,7 @@ fn guest<'a>(
     program: &Path,
     extents: Extents,
 ) -> Result<VmBuilder<'a>> {
-    let (small, large) = (extents.blobs.div_ceil(3), extents.large.div_ceil(3));
+    let (small, large) = (extents.blobs.div_ceil(3), extents.large.div_ceil(2));
     let medium = small.div_ceil(2);
     let sizes = format!("4096x{small},1048576x{medium},1048576x{medium}d,67108864x{large}");
     let vm = Vm::builder(environment)
