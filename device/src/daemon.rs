@@ -89,6 +89,7 @@ pub(crate) fn serve(flags: &Serve, shutdown: &Shutdown) -> Result<(), DaemonErro
         window_size: flags.window,
         memory_limit: flags.gpu.memory_limit,
         context_limit: flags.context_limit,
+        context_share: flags.context_share,
         warm: Warmth {
             limit: flags.warm_limit,
             time: Duration::from_secs(flags.warm_time),
@@ -161,7 +162,7 @@ fn open_provider(flags: &Serve) -> Result<Arc<dyn Provider>, DaemonError> {
             .process_group(0)
             .spawn()
     };
-    let provider = ProcessProvider::new(Box::new(spawn))?;
+    let provider = ProcessProvider::new(Box::new(spawn), Duration::from_secs(flags.gpu_timeout))?;
     log::info!("provider, in a process of its own: {}", provider.reason());
     Ok(Arc::new(provider))
 }
