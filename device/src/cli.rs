@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use hostblob_allocator::provider::process::JOB_TIME;
 use hostblob_allocator::provider::{Choice, DeviceSelector, Options};
 use hostblob_allocator::text::parse_size;
 use hostblob_allocator::window::Warmth;
@@ -137,6 +138,9 @@ pub struct Serve {
     /// Where the GPU driver is
     #[arg(long, value_enum, default_value = "on")]
     pub provider_process: ProviderProcess,
+    /// Seconds that the GPU may take for one job: then its driver's process is ended, and another one started
+    #[arg(long, value_name = "SECONDS", default_value_t = JOB_TIME.as_secs(), value_parser = clap::value_parser!(u64).range(1..))]
+    pub gpu_timeout: u64,
     /// Memory that one guest process (one virtio-gpu context) may hold
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size)]
     pub context_limit: u64,

@@ -161,7 +161,7 @@ fn open_provider(flags: &Serve) -> Result<Arc<dyn Provider>, DaemonError> {
             .process_group(0)
             .spawn()
     };
-    let provider = ProcessProvider::new(Box::new(spawn))?;
+    let provider = ProcessProvider::new(Box::new(spawn), Duration::from_secs(flags.gpu_timeout))?;
     log::info!("provider, in a process of its own: {}", provider.reason());
     Ok(Arc::new(provider))
 }

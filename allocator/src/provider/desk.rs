@@ -7,6 +7,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crossbeam_channel::Receiver;
+
 use super::lane::{Entry, Lane};
 use super::mapping::SharedFile;
 use super::table::{AttachRange, Attached, CopyRange, Place, Table};
@@ -14,7 +16,11 @@ use super::{AttachmentId, Completion, Description, Elsewhere, ProviderError, Req
 
 /// Requests that one submission gathers at most: enough to spread its cost, few enough that the first is not kept
 /// waiting by a guest that floods the queue.
-pub(super) const BURST: usize = 64;
+const BURST: usize = 64;
+
+/// Bytes of work that end a burst. Work that is submitted together ends together, and has to end within the time of one job
+/// (`process::JOB_TIME`): the slowest of our GPUs, a processor, fills this in half a second.
+const BURST_BYTES: u64 = 1 << 30;
 
 /// What sessions send.
 pub(super) enum ToWorker {
@@ -100,6 +106,8 @@ enum Done<B> {
 pub(super) struct Desk<G: Gpu> {
     sessions: HashMap<u64, OpenSession<G::Bytes>>,
     pending: Vec<Entry<G::Bytes>>,
+    /// Bytes of the work that was recorded since [`Desk::take_pending`].
+    recorded: u64,
     description: Arc<Description>,
     pub(super) gpu: G,
 }
@@ -119,6 +127,7 @@ impl<G: Gpu> Desk<G> {
         Self {
             sessions: HashMap::new(),
             pending: Vec::new(),
+            recorded: 0,
             description,
             gpu,
         }
@@ -128,7 +137,21 @@ impl<G: Gpu> Desk<G> {
         &self.description
     }
 
-    pub(super) fn handle(&mut self, message: ToWorker) {
+    /// Handles a message, and those that are behind it: as much as one submission takes.
+    pub(super) fn handle_burst(&mut self, first: ToWorker, inbox: &Receiver<ToWorker>) {
+        self.handle(first);
+        for _ in 0..BURST {
+            if self.recorded >= BURST_BYTES {
+                return;
+            }
+            match inbox.try_recv() {
+                Ok(message) => self.handle(message),
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn handle(&mut self, message: ToWorker) {
         match message {
             ToWorker::Open { session, lane } => {
                 let table = Table::new();
@@ -145,6 +168,7 @@ impl<G: Gpu> Desk<G> {
 
     /// The answers that wait for what was recorded since the last call, and for all before it.
     pub(super) fn take_pending(&mut self) -> Vec<Entry<G::Bytes>> {
+        self.recorded = 0;
         std::mem::take(&mut self.pending)
     }
 
@@ -265,6 +289,7 @@ impl<G: Gpu> Desk<G> {
             } => {
                 let bytes = table.check_fill(attachment, offset, length)?;
                 self.gpu.fill(bytes, offset, length, value)?;
+                self.record(length);
                 Ok(Done::Recorded)
             }
             Request::Copy {
@@ -304,6 +329,10 @@ impl<G: Gpu> Desk<G> {
         Ok(Done::Now)
     }
 
+    fn record(&mut self, bytes: u64) {
+        self.recorded = self.recorded.saturating_add(bytes);
+    }
+
     fn allocate(
         &mut self,
         table: &mut Table<G::Bytes>,
@@ -318,6 +347,7 @@ impl<G: Gpu> Desk<G> {
             bytes: self.gpu.allocate(length, memory_type)?,
         };
         table.insert(attachment, attached);
+        self.record(length);
         Ok(Done::Allocated(attachment))
     }
 
@@ -338,6 +368,7 @@ impl<G: Gpu> Desk<G> {
             },
             range.length,
         )?;
+        self.record(range.length);
         Ok(Done::Recorded)
     }
 }

@@ -15,7 +15,7 @@ use super::buffer::{Budget, GlBytes};
 use super::commands::{Commands, PATIENCE};
 use super::context::Gl;
 use super::persistent::Persistent;
-use crate::provider::desk::{At, BURST, Desk, Gpu, ToWorker};
+use crate::provider::desk::{At, Desk, Gpu, ToWorker};
 use crate::provider::lane::Batch;
 use crate::provider::mapping::SharedFile;
 use crate::provider::table::AttachRange;
@@ -115,10 +115,7 @@ impl Worker {
             self.desk.gpu.persistent.collect();
             match message {
                 Ok(first) => {
-                    self.desk.handle(first);
-                    for message in inbox.try_iter().take(BURST) {
-                        self.desk.handle(message);
-                    }
+                    self.desk.handle_burst(first, inbox);
                     self.flush();
                     self.answer(Duration::ZERO);
                 }

@@ -15,10 +15,12 @@ use std::sync::Arc;
 
 use rustix::fs::SeekFrom;
 
+use super::watch::Kind;
 use super::wire::{Asked, split_pieces};
 use crate::exports::is_dma_buf;
 use crate::provider::outlet::Outlet;
 use crate::provider::{AttachmentId, Completion, Elsewhere, FileId, Piece, ProviderError, Request};
+use crate::ratelimit::RateLimiter;
 
 type Answer = Result<Option<Elsewhere>, ProviderError>;
 
@@ -26,6 +28,7 @@ type Answer = Result<Option<Elsewhere>, ProviderError>;
 #[derive(Debug)]
 pub(super) struct Outgoing {
     pub(super) number: u64,
+    pub(super) kind: Kind,
     pub(super) asked: Asked,
     pub(super) files: Vec<Arc<File>>,
 }
@@ -42,6 +45,7 @@ pub(super) struct Book {
     queue: VecDeque<Entry>,
     /// The number of the last message to a process.
     last: u64,
+    log: RateLimiter,
 }
 
 /// A file, or pieces of files.
@@ -101,6 +105,16 @@ enum Effect {
     Export(u64),
 }
 
+impl Effect {
+    /// FILL, COPY and the zeroing of new memory are work of the GPU.
+    fn kind(self) -> Kind {
+        match self {
+            Self::None | Self::Allocate(_) => Kind::Job,
+            Self::Gone | Self::AddFile(_) | Self::Attach(_) | Self::Export(_) => Kind::Message,
+        }
+    }
+}
+
 impl Book {
     pub(super) fn new(outlet: Arc<Outlet>) -> Self {
         Self {
@@ -109,6 +123,7 @@ impl Book {
             attachments: HashMap::new(),
             queue: VecDeque::new(),
             last: 0,
+            log: RateLimiter::new(),
         }
     }
 
@@ -422,6 +437,7 @@ impl Book {
         });
         out.push(Outgoing {
             number: self.last,
+            kind: effect.kind(),
             asked,
             files,
         });
@@ -438,13 +454,19 @@ impl Book {
         self.deliver();
     }
 
-    /// The process has answered message `number`.
+    /// What the process has not answered.
+    pub(super) fn unanswered(&self) -> impl Iterator<Item = Kind> {
+        let waiting = self.queue.iter().filter(|entry| entry.answer.is_none());
+        waiting.map(|entry| entry.effect.kind())
+    }
+
+    /// The process has answered message `number`, which was of this kind.
     pub(super) fn answered(
         &mut self,
         number: u64,
         result: Result<(), ProviderError>,
         descriptors: Vec<OwnedFd>,
-    ) -> Result<(), Nonsense> {
+    ) -> Result<Kind, Nonsense> {
         let waiting = self.queue.iter_mut().find(|entry| entry.answer.is_none());
         let entry = waiting
             .filter(|entry| entry.number == Some(number))
@@ -457,7 +479,9 @@ impl Book {
         };
         if let Err(error) = &answer {
             if is_ours {
-                log::warn!("what the last process of the provider had, the next refuses: {error}");
+                self.log.warn(format_args!(
+                    "what the last process of the provider had, the next refuses: {error}"
+                ));
             }
             self.refused(effect, is_ours);
         }
@@ -466,7 +490,7 @@ impl Book {
             entry.answer = Some(answer);
         }
         self.deliver();
-        Ok(())
+        Ok(effect.kind())
     }
 
     /// What was asked is not so.

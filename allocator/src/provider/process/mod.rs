@@ -16,10 +16,16 @@
 //! | `wire.rs` | frames |
 //! | `child.rs` | the other process |
 //! | `book.rs` | what a session has, whichever process there is |
+//! | `running.rs` | the process as seen from here |
+//! | `starter.rs` | starting it |
+//! | `watch.rs` | how long it has said nothing |
 //! | `mod.rs` | the keeper |
 
 mod book;
 mod child;
+mod running;
+mod starter;
+mod watch;
 mod wire;
 
 #[cfg(test)]
@@ -28,19 +34,21 @@ mod tests;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::process::Child;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, select};
+use crossbeam_channel::{Receiver, select};
 use thiserror::Error;
 
 use super::desk::ToWorker;
 use super::front::Threads;
 use super::{CompletionSink, Description, Provider, Session};
 use book::{Book, Outgoing};
+use running::{Running, end};
+use starter::Starter;
+use watch::Watch;
 use wire::{FromChild, ToChild};
 
 pub use child::{serve, serve_stdin};
@@ -48,13 +56,14 @@ pub use child::{serve, serve_stdin};
 /// Longest time that a process may take until it serves. Drivers that compile shaders at start take seconds on a busy host.
 pub const START_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Longest time that the GPU may take for one job, unless the operator says otherwise. Kernel drivers reset a GPU that hangs after 10 s or
+/// less: whoever is slower than this hangs where no reset helps.
+pub const JOB_TIME: Duration = Duration::from_secs(20);
+
 /// Shortest time between two starts. A guest that makes the driver crash does not make the host do nothing but start it.
 const LEAST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest pause, after several starts in a row that failed.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-
-/// How long a process may take to end once it is told to.
-const END_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Makes a process that calls [`serve_stdin`], with this socket as its standard input.
 pub type Spawn = Box<dyn Fn(OwnedFd) -> io::Result<Child> + Send>;
@@ -84,23 +93,26 @@ pub struct ProcessProvider {
 }
 
 impl ProcessProvider {
-    /// Starts the process, and waits until it serves.
+    /// Starts the process, and waits until it serves. Later it is ended, and another one started, when a job takes longer than
+    /// `job_time`, or when it answers nothing for so long: [`JOB_TIME`] where nobody knows better.
     ///
     /// # Errors
     /// When it does not.
-    pub fn new(spawn: Spawn) -> Result<Self, ProcessError> {
-        let mut running = Running::start(&spawn, 1)?;
+    pub fn new(spawn: Spawn, job_time: Duration) -> Result<Self, ProcessError> {
+        let running = Running::start(&spawn, 1, job_time, |_| Ok(()))?;
         let (description, reason) = (running.description.clone(), running.reason.clone());
         let (sender, inbox) = crossbeam_channel::unbounded();
-        running.reader()?;
         let keeper = Keeper {
-            spawn,
+            starter: Starter::new(spawn, job_time)?,
             description: description.clone(),
             sessions: HashMap::new(),
             running: Some(running),
             generation: 1,
+            is_starting: false,
             next_start: Instant::now() + LEAST_PAUSE,
             pause: LEAST_PAUSE,
+            job_time,
+            watch: Watch::new(),
         };
         let thread = thread::Builder::new()
             .name("hb-keeper".to_owned())
@@ -137,127 +149,20 @@ impl Provider for ProcessProvider {
     }
 }
 
-/// What the reader hears; the channel ends with the process.
-type Heard = (FromChild, Vec<OwnedFd>);
-
-/// A process that serves.
-struct Running {
-    child: Child,
-    socket: UnixStream,
-    heard: Receiver<Heard>,
-    description: Description,
-    reason: String,
-    generation: u64,
-}
-
-impl Running {
-    fn start(spawn: &Spawn, generation: u64) -> Result<Self, ProcessError> {
-        let (socket, theirs) = UnixStream::pair()?;
-        let mut child = spawn(theirs.into())?;
-        match ready(&socket) {
-            Ok((description, reason)) => Ok(Self {
-                child,
-                socket,
-                heard: crossbeam_channel::never(),
-                description,
-                reason,
-                generation,
-            }),
-            Err(error) => {
-                end(&mut child, Duration::ZERO);
-                Err(error)
-            }
-        }
-    }
-
-    /// Starts the thread that reads.
-    fn reader(&mut self) -> io::Result<()> {
-        let socket = self.socket.try_clone()?;
-        let (sender, heard) = crossbeam_channel::unbounded();
-        thread::Builder::new()
-            .name("hb-keeper-reader".to_owned())
-            .spawn(move || read(&socket, &sender))?;
-        self.heard = heard;
-        Ok(())
-    }
-
-    fn send(&self, frame: &ToChild, files: &[Arc<std::fs::File>]) -> io::Result<()> {
-        wire::send(&self.socket, frame, &wire::borrowed(files))
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It hears the end of its socket, and so does our reader.
-        let _ = self.socket.shutdown(std::net::Shutdown::Both);
-        end(&mut self.child, END_TIMEOUT);
-    }
-}
-
-/// Waits for a process to end by itself, then kills it. When this returns its driver reaches no memory any more.
-fn end(child: &mut Child, patience: Duration) {
-    let deadline = Instant::now() + patience;
-    while Instant::now() < deadline {
-        if let Ok(Some(_)) = child.try_wait() {
-            return;
-        }
-        thread::sleep(Duration::from_millis(1));
-    }
-    let _ = child.kill();
-    let _ = child.wait();
-}
-
-/// What a new process says first.
-fn ready(socket: &UnixStream) -> Result<(Description, String), ProcessError> {
-    socket.set_read_timeout(Some(START_TIMEOUT))?;
-    let first = wire::receive(socket);
-    socket.set_read_timeout(None)?;
-    match first {
-        Ok(Some((
-            FromChild::Ready {
-                description,
-                reason,
-            },
-            _,
-        ))) => Ok((description, reason)),
-        Ok(Some((FromChild::Failed(why), _))) => Err(ProcessError::Refused(why)),
-        Ok(_) => Err(ProcessError::Ended),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(ProcessError::Timeout),
-        Err(error) => {
-            log::warn!("the process with the GPU driver: {error}");
-            Err(ProcessError::Ended)
-        }
-    }
-}
-
-fn read(socket: &UnixStream, to: &Sender<Heard>) {
-    loop {
-        match wire::receive(socket) {
-            Ok(Some(heard)) => {
-                if to.send(heard).is_err() {
-                    return;
-                }
-            }
-            Ok(None) => return,
-            Err(error) => {
-                log::warn!("the process with the GPU driver: {error}");
-                return;
-            }
-        }
-    }
-}
-
 /// Owns the process and all books.
 struct Keeper {
-    spawn: Spawn,
+    starter: Starter,
     /// What guests were told. A process that says otherwise is not one for them.
     description: Description,
     sessions: HashMap<u64, Book>,
     running: Option<Running>,
     generation: u64,
+    is_starting: bool,
     /// Not before this is another one started.
     next_start: Instant,
     pause: Duration,
+    job_time: Duration,
+    watch: Watch,
 }
 
 impl Keeper {
@@ -268,6 +173,10 @@ impl Keeper {
                 Some(running) => running.heard.clone(),
                 None => crossbeam_channel::never(),
             };
+            let overdue = match self.watch.deadline(self.job_time) {
+                Some(deadline) => crossbeam_channel::at(deadline),
+                None => crossbeam_channel::never(),
+            };
             select! {
                 recv(inbox) -> message => match message {
                     Ok(message) => self.take(message),
@@ -276,6 +185,14 @@ impl Keeper {
                 recv(heard) -> heard => match heard {
                     Ok((frame, descriptors)) => self.hear(frame, descriptors),
                     Err(_) => self.ended("it ended"),
+                },
+                recv(self.starter.started()) -> started => match started {
+                    Ok(started) => self.started(started),
+                    Err(_) => return log::error!("the thread that starts the process with the GPU driver is gone"),
+                },
+                // What was heard meanwhile counts, so nobody is overdue whose answer waits here.
+                recv(overdue) -> _ => if heard.is_empty() {
+                    self.ended(&format!("no answer for {:?}", self.job_time));
                 },
             }
         }
@@ -303,9 +220,11 @@ impl Keeper {
                 for message in book.request(sequence, request, process) {
                     let Outgoing {
                         number,
+                        kind,
                         asked,
                         files,
                     } = message;
+                    self.watch.asked(kind, Instant::now());
                     let frame = ToChild::Request {
                         session,
                         sequence: number,
@@ -319,7 +238,11 @@ impl Keeper {
                 }
             }
             ToWorker::Close { session } => {
-                self.sessions.remove(&session);
+                // Nobody hears of what was under way.
+                let closed = self.sessions.remove(&session);
+                for kind in closed.iter().flat_map(Book::unanswered) {
+                    self.watch.forget(kind);
+                }
                 self.send(&ToChild::Close { session }, &[]);
             }
         }
@@ -348,10 +271,12 @@ impl Keeper {
             return self.ended("it begins anew");
         };
         // A session may be gone before its answers are here.
-        if let Some(book) = self.sessions.get_mut(&session)
-            && let Err(nonsense) = book.answered(sequence, result, descriptors)
-        {
-            self.ended(nonsense.0);
+        let Some(book) = self.sessions.get_mut(&session) else {
+            return;
+        };
+        match book.answered(sequence, result, descriptors) {
+            Ok(kind) => self.watch.answered(kind, Instant::now()),
+            Err(nonsense) => self.ended(nonsense.0),
         }
     }
 
@@ -364,21 +289,27 @@ impl Keeper {
         // Before anybody is told: until then the driver may reach memory.
         end(&mut running.child, Duration::ZERO);
         drop(running);
+        self.watch = Watch::new();
         for book in self.sessions.values_mut() {
             book.process_ended();
         }
         self.start();
     }
 
-    /// Starts another process, unless one was started just now.
+    /// Has another process started, unless one is, or was just now.
     fn start(&mut self) {
-        if Instant::now() < self.next_start {
+        if self.is_starting || Instant::now() < self.next_start {
             return;
         }
         self.next_start = Instant::now() + self.pause;
         self.generation += 1;
-        let started = Running::start(&self.spawn, self.generation).and_then(|mut running| {
-            running.reader()?;
+        self.is_starting = self.starter.start(self.generation);
+    }
+
+    /// A process serves, or it could not be started.
+    fn started(&mut self, started: Result<Running, ProcessError>) {
+        self.is_starting = false;
+        let started = started.and_then(|running| {
             if running.description == self.description {
                 return Ok(running);
             }

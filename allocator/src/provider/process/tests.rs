@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -38,6 +39,10 @@ fn command(choice: Choice) -> Command {
 type Pid = Arc<AtomicU32>;
 
 fn provider(choice: Choice) -> (ProcessProvider, Pid) {
+    provider_with(choice, JOB_TIME)
+}
+
+fn provider_with(choice: Choice, job_time: Duration) -> (ProcessProvider, Pid) {
     let _ = env_logger::builder().is_test(true).try_init();
     let pid = Pid::default();
     let seen = Arc::clone(&pid);
@@ -46,13 +51,27 @@ fn provider(choice: Choice) -> (ProcessProvider, Pid) {
         seen.store(child.id(), Ordering::SeqCst);
         Ok(child)
     };
-    (ProcessProvider::new(Box::new(spawn)).unwrap(), pid)
+    (
+        ProcessProvider::new(Box::new(spawn), job_time).unwrap(),
+        pid,
+    )
+}
+
+fn number(pid: &Pid) -> rustix::process::Pid {
+    let pid = i32::try_from(pid.load(Ordering::SeqCst)).unwrap();
+    rustix::process::Pid::from_raw(pid).unwrap()
 }
 
 fn kill(pid: &Pid) {
-    let pid = i32::try_from(pid.load(Ordering::SeqCst)).unwrap();
-    let pid = rustix::process::Pid::from_raw(pid).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    signal(pid, rustix::process::Signal::KILL);
+}
+
+fn signal(pid: &Pid, signal: rustix::process::Signal) {
+    rustix::process::kill_process(number(pid), signal).unwrap();
+}
+
+fn is_alive(pid: &Pid) -> bool {
+    rustix::process::test_kill_process(number(pid)).is_ok()
 }
 
 #[test]
@@ -72,15 +91,15 @@ fn it_says_why_it_does_not_serve() {
             .stdin(Stdio::from(socket))
             .spawn()
     };
-    match ProcessProvider::new(Box::new(without)) {
+    match ProcessProvider::new(Box::new(without), JOB_TIME) {
         Err(ProcessError::Refused(why)) => assert!(why.contains("libgl1-mesa-dri"), "{why}"),
         other => panic!("{other:?}"),
     }
     let not_there = |_: OwnedFd| Command::new("/nonexistent").spawn();
-    let error = ProcessProvider::new(Box::new(not_there)).unwrap_err();
+    let error = ProcessProvider::new(Box::new(not_there), JOB_TIME).unwrap_err();
     assert!(matches!(error, ProcessError::System(_)), "{error}");
     let ends = |socket: OwnedFd| Command::new("true").stdin(Stdio::from(socket)).spawn();
-    let error = ProcessProvider::new(Box::new(ends)).unwrap_err();
+    let error = ProcessProvider::new(Box::new(ends), JOB_TIME).unwrap_err();
     assert!(matches!(error, ProcessError::Ended), "{error}");
 }
 
@@ -207,9 +226,92 @@ fn sessions_end_while_there_is_no_process() {
     // The last session ends the process.
     two.ok(fill(b, 3));
     drop((two, three));
-    let pid = i32::try_from(pid.load(Ordering::SeqCst)).unwrap();
-    let pid = rustix::process::Pid::from_raw(pid).unwrap();
-    assert!(rustix::process::test_kill_process(pid).is_err());
+    assert!(!is_alive(&pid));
+}
+
+/// Alive, and silent: work is lost after its time, and only then.
+#[test]
+fn a_process_that_hangs_is_replaced() {
+    let (provider, pid) = provider_with(Choice::System, Duration::from_millis(500));
+    let mut guest = Guest::new(&provider, MIB);
+    let mut other = Guest::new(&provider, MIB);
+    let (a, b) = (guest.attach(0, 4096), other.attach(0, 4096));
+    guest.ok(fill(a, 1));
+    for round in 2..4 {
+        let hung = pid.load(Ordering::SeqCst);
+        signal(&pid, rustix::process::Signal::STOP);
+        for _ in 0..20 {
+            guest.submit(fill(a, round));
+        }
+        for _ in 0..20 {
+            let result = guest.next().result.map(drop);
+            assert!(is_lost(&result), "{result:?}");
+        }
+        ok_soon(&mut guest, || fill(a, round));
+        ok_soon(&mut other, || fill(b, round));
+        assert_ne!(pid.load(Ordering::SeqCst), hung);
+        assert_eq!(guest.read(0, 1)[0], u8::try_from(round).unwrap());
+    }
+    // Nobody waits, so nothing is late.
+    let idle = pid.load(Ordering::SeqCst);
+    thread::sleep(Duration::from_millis(700));
+    guest.ok(fill(a, 9));
+    assert_eq!(pid.load(Ordering::SeqCst), idle);
+}
+
+/// Also one that does not read: messages that do not fit into its socket do not stop the keeper for ever.
+#[test]
+fn a_process_that_does_not_read_is_replaced() {
+    let (provider, pid) = provider_with(Choice::System, Duration::from_millis(500));
+    let mut guest = Guest::new(&provider, MIB);
+    let a = guest.attach(0, 4096);
+    signal(&pid, rustix::process::Signal::STOP);
+    const MANY: usize = 5000;
+    for _ in 0..MANY {
+        guest.submit(fill(a, 1));
+    }
+    for _ in 0..MANY {
+        let result = guest.next().result.map(drop);
+        assert!(result.is_ok() || is_lost(&result), "{result:?}");
+    }
+    ok_soon(&mut guest, || fill(a, 2));
+}
+
+/// A driver that crashed and then does not come up: guests are answered all the same, and so is the end.
+#[test]
+fn while_a_process_starts_nobody_waits_for_it() {
+    let pid = Pid::default();
+    let (seen, turn) = (Arc::clone(&pid), AtomicU32::new(0));
+    let spawn = move |socket: OwnedFd| {
+        let mut command = match turn.fetch_add(1, Ordering::SeqCst) {
+            0 => command(Choice::System),
+            _ => Command::new("sleep"),
+        };
+        let child = command.arg("1000").stdin(Stdio::from(socket)).spawn()?;
+        seen.store(child.id(), Ordering::SeqCst);
+        Ok(child)
+    };
+    let provider = ProcessProvider::new(Box::new(spawn), JOB_TIME).unwrap();
+    let mut guest = Guest::new(&provider, MIB);
+    let a = guest.attach(0, 4096);
+    let first = pid.load(Ordering::SeqCst);
+    kill(&pid);
+    let deadline = Instant::now() + START_TIMEOUT / 2;
+    while pid.load(Ordering::SeqCst) == first {
+        assert!(Instant::now() < deadline, "no other process is started");
+        let lost = guest.call(fill(a, 1));
+        assert!(lost.is_ok() || is_lost(&lost), "{lost:?}");
+    }
+    let begin = Instant::now();
+    for _ in 0..100 {
+        let lost = guest.call(fill(a, 1));
+        assert!(is_lost(&lost), "{lost:?}");
+    }
+    let b = guest.attach(8192, 4096);
+    guest.ok(Request::Release { attachment: b });
+    drop((guest, provider));
+    assert!(begin.elapsed() < START_TIMEOUT / 2, "{:?}", begin.elapsed());
+    assert!(!is_alive(&pid), "nothing of it is left");
 }
 
 /// A child that says what a test wants: a thread, with a process that does nothing for it.
@@ -239,7 +341,7 @@ fn lying(first: impl Fn(&UnixStream) + Send + Sync + 'static) -> ProcessProvider
         }));
         Command::new("sleep").arg("1000").spawn()
     };
-    ProcessProvider::new(Box::new(spawn)).unwrap()
+    ProcessProvider::new(Box::new(spawn), JOB_TIME).unwrap()
 }
 
 fn done(sequence: u64, result: Result<(), ProviderError>) -> FromChild {

@@ -15,7 +15,7 @@ use super::device::Device;
 use super::export;
 use super::local::LocalPool;
 use super::waiter::Answers;
-use crate::provider::desk::{At, BURST, Desk, Gpu, ToWorker};
+use crate::provider::desk::{At, Desk, Gpu, ToWorker};
 use crate::provider::lane::Batch;
 use crate::provider::mapping::SharedFile;
 use crate::provider::table::AttachRange;
@@ -40,10 +40,7 @@ impl Worker {
     /// Serves until every session and the provider are gone, then waits for all work.
     pub(super) fn run(&mut self, inbox: &Receiver<ToWorker>, answers: &Answers) {
         while let Ok(first) = inbox.recv() {
-            self.desk.handle(first);
-            for message in inbox.try_iter().take(BURST) {
-                self.desk.handle(message);
-            }
+            self.desk.handle_burst(first, inbox);
             self.flush(answers, inbox.is_empty());
         }
     }
