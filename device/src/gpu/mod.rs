@@ -367,4 +367,4 @@ impl Gpu {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -15,11 +15,12 @@ use zerocopy::{Immutable, IntoBytes};
 
 use super::*;
 
+pub(crate) mod extremes;
 mod images;
 mod pages;
 mod renderers;
 
-const CAPSET_ID: u32 = 48;
+pub(crate) const CAPSET_ID: u32 = 48;
 const PAGE: u64 = 4096;
 
 fn gpu() -> (Gpu, Arc<FakeProvider>) {
@@ -27,6 +28,15 @@ fn gpu() -> (Gpu, Arc<FakeProvider>) {
 }
 
 fn gpu_in(mode: WindowMode) -> (Gpu, Arc<FakeProvider>) {
+    let (host, fake) = host();
+    (
+        Gpu::in_mode(&host, CAPSET_ID, BlobMem::all(), mode, Arc::new(|| {})).unwrap(),
+        fake,
+    )
+}
+
+/// A window of 2 MiB, and 1 MiB for all.
+pub(crate) fn host() -> (Arc<Host>, Arc<FakeProvider>) {
     let fake = Arc::new(FakeProvider::new());
     let limits = Limits {
         window_size: 2 << 20,
@@ -34,11 +44,7 @@ fn gpu_in(mode: WindowMode) -> (Gpu, Arc<FakeProvider>) {
         context_limit: 1 << 20,
         warm: hostblob_allocator::window::Warmth::up_to(0),
     };
-    let host = Host::new(Arc::clone(&fake) as _, limits).unwrap();
-    (
-        Gpu::in_mode(&host, CAPSET_ID, BlobMem::all(), mode, Arc::new(|| {})).unwrap(),
-        fake,
-    )
+    (Host::new(Arc::clone(&fake) as _, limits).unwrap(), fake)
 }
 
 fn header(cmd_type: u32, context: u32) -> CtrlHdr {

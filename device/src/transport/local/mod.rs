@@ -36,3 +36,6 @@ pub fn spawn(
     let serve = move |stream| client::serve(stream, &host, capset_id, &ended);
     service.spawn(listener, shutdown, Arc::new(serve))
 }
+
+#[cfg(test)]
+mod tests;

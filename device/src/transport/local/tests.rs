@@ -1,0 +1,182 @@
+//! Clients that do their worst: the table of all commands over the socket, and streams that break off.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+use hostblob_protocol::local::{COMMAND, Frame, HELLO, Hello, MAX_PAYLOAD, RESPONSE};
+use hostblob_protocol::virtio_gpu::resp;
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::*;
+use crate::gpu::tests::extremes::{Case, cases, setup};
+use crate::gpu::tests::{CAPSET_ID, host};
+use crate::transport::listen;
+
+struct Daemon {
+    path: PathBuf,
+    host: Arc<Host>,
+    shutdown: Shutdown,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Daemon {
+    fn start(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("hostblob-{name}-{}", std::process::id()));
+        let listener = listen(&path).unwrap();
+        let (host, _) = host();
+        let shutdown = Shutdown::new().unwrap();
+        let thread = spawn(listener, Arc::clone(&host), CAPSET_ID, shutdown.clone()).unwrap();
+        Self {
+            path,
+            host,
+            shutdown,
+            thread: Some(thread),
+        }
+    }
+
+    fn connect(&self) -> Client {
+        let mut client = Client(UnixStream::connect(&self.path).unwrap());
+        let mut hello = [0; size_of::<Frame>() + size_of::<Hello>()];
+        client.0.read_exact(&mut hello).unwrap();
+        let (frame, _) = Frame::read_from_prefix(&hello).unwrap();
+        assert_eq!(frame.kind.get(), HELLO);
+        client
+    }
+
+    /// What clients held is given back when they are gone.
+    fn is_empty_soon(&self) {
+        let start = std::time::Instant::now();
+        while self.host.used() > 0 {
+            assert!(start.elapsed().as_secs() < 30, "{}", self.host.used());
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.shutdown.request();
+        self.thread.take().unwrap().join().unwrap();
+        std::fs::remove_file(&self.path).unwrap();
+    }
+}
+
+struct Client(UnixStream);
+
+fn framed(command: &[u8]) -> Vec<u8> {
+    let frame = Frame {
+        length: u32::try_from(command.len()).unwrap().into(),
+        kind: COMMAND.into(),
+        tag: 77.into(),
+        aux: 0.into(),
+    };
+    [frame.as_bytes(), command].concat()
+}
+
+impl Client {
+    fn response(&mut self, command: &[u8]) -> Vec<u8> {
+        self.0.write_all(&framed(command)).unwrap();
+        let mut frame = [0; size_of::<Frame>()];
+        self.0.read_exact(&mut frame).unwrap();
+        let frame = Frame::read_from_bytes(&frame).unwrap();
+        assert_eq!((frame.kind.get(), frame.tag.get()), (RESPONSE, 77));
+        let mut response = vec![0; frame.length.get().try_into().unwrap()];
+        self.0.read_exact(&mut response).unwrap();
+        response
+    }
+
+    fn step(&mut self, case: &Case) {
+        let response = self.response(&case.command);
+        let kind = u32::from_le_bytes(response[..4].try_into().unwrap());
+        assert_eq!(kind, case.response, "{}", case.name);
+        assert_eq!(response[4..24], [0; 20], "{}: padding", case.name);
+    }
+
+    fn set_up(mut self) -> Self {
+        for case in setup() {
+            self.step(&case);
+        }
+        self
+    }
+
+    /// The other end closes the connection.
+    fn is_closed(mut self) {
+        let mut rest = Vec::new();
+        match self.0.read_to_end(&mut rest) {
+            Ok(_) => assert!(rest.is_empty(), "{rest:?}"),
+            // It had not read all that was sent.
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset),
+        }
+    }
+}
+
+#[test]
+fn each_command_at_its_extremes_over_the_socket() {
+    let daemon = Daemon::start("extremes");
+    let mut client = daemon.connect().set_up();
+    // What means "any place" here is no place elsewhere.
+    let is_any = |case: &Case| case.name.ends_with("offset 0xffffffffffffffff");
+    for case in cases().iter().filter(|case| !is_any(case)) {
+        client.step(case);
+        if !case.is_refused() {
+            drop(client);
+            daemon.is_empty_soon();
+            client = daemon.connect().set_up();
+        }
+    }
+}
+
+/// A stream that ends after any byte, or that is no stream of frames, costs its own connection.
+#[test]
+fn streams_that_break_off_cost_their_own_connection() {
+    let daemon = Daemon::start("broken");
+    let commands: Vec<Vec<u8>> = setup().iter().map(|case| framed(&case.command)).collect();
+    let stream = commands.concat();
+    for length in 0..stream.len() {
+        let mut client = daemon.connect();
+        client.0.write_all(&stream[..length]).unwrap();
+    }
+    daemon.is_empty_soon();
+    let whole = Frame::read_from_prefix(&stream).unwrap().0;
+    for wrong in [
+        Frame {
+            kind: 0.into(),
+            ..whole
+        },
+        Frame {
+            kind: RESPONSE.into(),
+            ..whole
+        },
+        Frame {
+            kind: u32::MAX.into(),
+            ..whole
+        },
+        Frame {
+            length: (MAX_PAYLOAD + 1).into(),
+            ..whole
+        },
+        Frame {
+            length: u32::MAX.into(),
+            ..whole
+        },
+    ] {
+        let mut client = daemon.connect();
+        let broken = [wrong.as_bytes(), &stream].concat();
+        // It may be closed before all of that is written.
+        let _ = client.0.write_all(&broken);
+        client.is_closed();
+    }
+    // The longest that there may be is a command, and so is nothing.
+    let mut client = daemon.connect();
+    for length in [0, MAX_PAYLOAD] {
+        let nothing = vec![0; length.try_into().unwrap()];
+        let response = client.response(&nothing);
+        let code = match length {
+            0 => resp::ERR_INVALID_PARAMETER,
+            _ => resp::ERR_UNSPEC,
+        };
+        assert_eq!(response[..4], code.to_le_bytes());
+    }
+    client.set_up();
+}
