@@ -65,6 +65,7 @@ pub fn config() -> Config {
         window_size: 8 << 30,
         memory_limit: 4 << 30,
         context_limit: 4 << 30,
+        context_share: 0,
         warm: hostblob_allocator::window::Warmth::up_to(128 << 20),
     }
 }

@@ -14,6 +14,7 @@ fn host() -> &'static Arc<Host> {
             window_size: 2 << 20,
             memory_limit: 1 << 20,
             context_limit: 1 << 20,
+            context_share: 0,
             warm: hostblob_allocator::window::Warmth::up_to(0),
         };
         let opened = open(Choice::System, &Options::default()).expect("plain memory");

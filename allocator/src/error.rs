@@ -129,6 +129,9 @@ pub enum Error {
     /// A limit on bytes.
     #[error(transparent)]
     Quota(#[from] Exceeded),
+    /// A limit on work of the GPU: it may be asked for again when some has been done.
+    #[error(transparent)]
+    TooMuchWork(Exceeded),
     /// The memory is to be of guest pages, and none are attached.
     #[error("no guest pages are attached to the memory")]
     NoBacking,
@@ -222,7 +225,9 @@ impl Error {
             Error::Timeout => Status::Timeout,
             Error::InUse => Status::InUse,
             Error::Export(error) => error.status(),
-            Error::Parking(_) | Error::GpuTimeout(_) => Status::OutOfHostMemory,
+            Error::Parking(_) | Error::GpuTimeout(_) | Error::TooMuchWork(_) => {
+                Status::OutOfHostMemory
+            }
             Error::Provider(error) => provider_status(error),
         }
     }

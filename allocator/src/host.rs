@@ -9,14 +9,17 @@ use hostblob_protocol::request::{Request, request_bit};
 use crate::exports::{Exporter, Exports};
 use crate::guest::{Guest, Waker};
 use crate::provider::{Description, ExportKind, Placement, Provider, ProviderKind};
-use crate::quota::{Charge, Exceeded, Level, Quota};
+use crate::quota::{Charge, Exceeded, Quota};
 use crate::window::{PAGE, Warmth, Window};
 
 /// Memories and blobs that one context may hold: bounds the tables that a guest can grow.
 pub const MAX_CONTEXT_OBJECTS: u32 = 65536;
 
-/// Waits for host processes that one guest may have under way: all are looked at whenever one may be over.
-pub(crate) const MAX_HOLDS: usize = 1024;
+/// Waits for host processes that one guest may have under way. Each keeps its command, and a fenced one keeps its descriptors: more would take
+/// the guest's queue from processes that wait for nobody.
+pub(crate) const MAX_HOLDS: usize = 64;
+/// Those of one context.
+pub(crate) const MAX_CONTEXT_HOLDS: usize = 16;
 
 const HOST_VISIBLE: u32 = 0x2;
 const HOST_CACHED: u32 = 0x8;
@@ -30,6 +33,8 @@ pub struct Config {
     pub memory_limit: u64,
     /// Bytes that one context may hold.
     pub context_limit: u64,
+    /// Bytes of `memory_limit` that each context has for sure, from its creation to its end: at most `context_limit`.
+    pub context_share: u64,
     /// Clean pages that each window keeps for reuse.
     pub warm: Warmth,
 }
@@ -40,6 +45,7 @@ impl Default for Config {
             window_size: 8 << 30,
             memory_limit: 4 << 30,
             context_limit: 1 << 30,
+            context_share: 1 << 20,
             warm: Warmth::up_to(128 << 20),
         }
     }
@@ -53,6 +59,9 @@ pub enum ConfigError {
         "the window has {0} bytes: a power of two of at least 2 MiB is needed, as a PCI BAR has"
     )]
     WindowSize(u64),
+    /// No context could be made.
+    #[error("a share of {0} bytes for each context is more than the limit of {1} for all")]
+    Share(u64, u64),
     /// A page at least.
     #[error("a limit of {0} bytes is less than a page of {1}")]
     LimitTooSmall(u64, u64),
@@ -122,7 +131,11 @@ impl Host {
                 ));
             }
         }
-        let quota = Quota::new(Level::Device, config.memory_limit);
+        if config.context_share > config.memory_limit {
+            let (share, limit) = (config.context_share, config.memory_limit);
+            return Err(ConfigError::Share(share, limit));
+        }
+        let quota = Quota::device("bytes", config.memory_limit);
         Ok(Arc::new(Self {
             provider,
             config,
@@ -152,14 +165,14 @@ impl Host {
         capset
     }
 
-    /// What one context may hold, for contexts that are not a [`Guest`]'s.
+    /// What one context may hold, for contexts that are not a [`Guest`]'s. They have no share.
     pub fn context_quota(&self) -> Arc<Quota> {
-        Quota::new(Level::Context, self.capset.limits.max_context_bytes)
+        Quota::context(&self.quota, self.capset.limits.max_context_bytes)
     }
 
     /// Charges bytes to such a context and to the device.
     pub fn charge(&self, context: &Arc<Quota>, bytes: u64) -> Result<Charge, Exceeded> {
-        Charge::new(context, &self.quota, bytes)
+        Charge::new(context, bytes)
     }
 
     /// Where guests meet host processes, if they do.

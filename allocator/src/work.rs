@@ -13,6 +13,7 @@ use crate::guest::Waker;
 use crate::provider::{
     AttachmentId, Completion, Elsewhere, Provider, ProviderError, Request, Session,
 };
+use crate::quota::Charge;
 
 /// Longest time that a command waits for the GPU to let go of bytes that have to move.
 pub const GPU_TIMEOUT: Duration = Duration::from_secs(5);
@@ -20,7 +21,9 @@ pub const GPU_TIMEOUT: Duration = Duration::from_secs(5);
 /// What is waited for.
 #[derive(Debug)]
 pub(crate) enum Pending {
-    /// FILL, COPY, and files made known: nothing but the result.
+    /// FILL and COPY: nothing but the result, and room for the next one.
+    Job(#[allow(dead_code, reason = "held for its drop")] Charge),
+    /// Files made known, and what nobody asked for.
     Work,
     /// An attachment or an allocation of device memory: undone where it fails.
     Attach(MemoryKey, AttachmentId),

@@ -144,6 +144,9 @@ pub struct Serve {
     /// Memory that one guest process (one virtio-gpu context) may hold
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size)]
     pub context_limit: u64,
+    /// Memory that each guest process has for sure, whatever others hold. Where that is not left, no new one is served
+    #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = parse_size)]
+    pub context_share: u64,
     /// Clean pages that are kept for the next blob
     #[arg(long, value_name = "SIZE", default_value = "128M", value_parser = parse_size)]
     pub warm_limit: u64,

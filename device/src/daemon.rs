@@ -89,6 +89,7 @@ pub(crate) fn serve(flags: &Serve, shutdown: &Shutdown) -> Result<(), DaemonErro
         window_size: flags.window,
         memory_limit: flags.gpu.memory_limit,
         context_limit: flags.context_limit,
+        context_share: flags.context_share,
         warm: Warmth {
             limit: flags.warm_limit,
             time: Duration::from_secs(flags.warm_time),

@@ -57,7 +57,7 @@ impl Ours {
         };
         let host = Host::with_outside(opened.provider, settings.limits, outside);
         let host = host.map_err(|error| Error::Environment {
-            variable: "HOSTBLOB_WINDOW, _MEMORY_LIMIT, _CONTEXT_LIMIT",
+            variable: "HOSTBLOB_WINDOW, _MEMORY_LIMIT, _CONTEXT_LIMIT, _CONTEXT_SHARE",
             value: format!("{:?}", settings.limits),
             reason: error.to_string(),
         })?;

@@ -36,6 +36,7 @@ impl Settings {
             window_size: bytes("HOSTBLOB_WINDOW", limits.window_size)?,
             memory_limit: bytes("HOSTBLOB_MEMORY_LIMIT", limits.memory_limit)?,
             context_limit: bytes("HOSTBLOB_CONTEXT_LIMIT", limits.context_limit)?,
+            context_share: bytes("HOSTBLOB_CONTEXT_SHARE", limits.context_share)?,
             warm: Warmth {
                 limit: bytes("HOSTBLOB_WARM_LIMIT", limits.warm.limit)?,
                 ..limits.warm

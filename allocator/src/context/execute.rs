@@ -401,6 +401,7 @@ impl Guest {
                 });
             }
         }
+        let job = self.jobs(context, 1)?;
         let attachment = self.attach(key)?;
         let fill = Gpu::Fill {
             attachment,
@@ -408,7 +409,7 @@ impl Guest {
             length: slice.length,
             value: request.value,
         };
-        self.work.submit(fill, Pending::Work);
+        self.work.submit(fill, Pending::Job(job));
         Ok(NOTHING)
     }
 
@@ -429,6 +430,7 @@ impl Guest {
                 expected: "ranges of one memory that do not overlap",
             });
         }
+        let job = self.jobs(context, 1)?;
         let source = self.attach(source)?;
         let destination = self.attach(destination)?;
         let copy = Gpu::Copy {
@@ -438,7 +440,7 @@ impl Guest {
             destination_offset: written.offset,
             length: read.length,
         };
-        self.work.submit(copy, Pending::Work);
+        self.work.submit(copy, Pending::Job(job));
         Ok(NOTHING)
     }
 
@@ -452,13 +454,7 @@ impl Guest {
                 expected: "an index into the capset's heaps",
             })?;
         let quota = &self.context(context)?.quota;
-        let device = &self.host.quota;
-        let left = device.limit().saturating_sub(device.used());
-        let budget = quota
-            .used()
-            .saturating_add(left)
-            .min(quota.limit())
-            .min(heap.size);
+        let budget = quota.used().saturating_add(quota.left()).min(heap.size);
         Ok([budget, quota.used()])
     }
 
@@ -495,7 +491,7 @@ impl Guest {
         if asker.objects >= limit {
             return Err(Error::TooManyObjects(limit.into()));
         }
-        Ok(Charge::new(&asker.quota, &self.host.quota, size)?)
+        Ok(Charge::new(&asker.quota, size)?)
     }
 
     pub(crate) fn check_size(&self, size: u64) -> Result<(), Error> {

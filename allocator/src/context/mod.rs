@@ -11,11 +11,18 @@ use std::sync::Arc;
 use hostblob_capset::Agreed;
 
 use crate::blob::MemoryKey;
-use crate::guest::HoldId;
-use crate::quota::Quota;
+use crate::guest::{Guest, HoldId, MAX_TRANSFER_ROWS};
+use crate::quota::{Exceeded, Quota};
 
 /// Contexts that one guest may have: bounds the table that a guest can grow.
 pub const MAX_CONTEXTS: usize = 4096;
+
+/// FILLs, COPYs and rows of transfers that one context may have under way: the largest transfer.
+pub(crate) const MAX_CONTEXT_JOBS: u64 = MAX_TRANSFER_ROWS;
+/// Those that each context may have under way for sure, whatever others have.
+const SHARE_OF_JOBS: u64 = 16;
+/// Those of all contexts of a guest: each can have its share.
+pub(crate) const MAX_GUEST_JOBS: u64 = SHARE_OF_JOBS * MAX_CONTEXTS as u64;
 
 /// Who a context was: ids are used again, serials are not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,10 +48,31 @@ pub(crate) struct Context {
     /// Memories, named or not, that are charged to the context, and its names for those of others.
     pub(crate) objects: u32,
     pub(crate) quota: Arc<Quota>,
+    /// Work of the GPU that it has under way.
+    pub(crate) jobs: Arc<Quota>,
     /// The memory that holds the answers ring, and what guest and host agreed on.
     pub(crate) answers: Option<(MemoryKey, Agreed)>,
     /// The last GPU work of each ring.
     pub(crate) last_work: BTreeMap<u8, u64>,
     /// What each ring waits for besides work.
     pub(crate) holds: Vec<(u8, HoldId)>,
+}
+
+impl Context {
+    /// A context of this guest, with its share of everything.
+    pub(crate) fn new(guest: &Guest, me: ContextRef, name: String) -> Result<Self, Exceeded> {
+        let (bytes, limits) = (&guest.host.quota, &guest.capset.limits);
+        let share = guest.host.config.context_share;
+        Ok(Self {
+            me,
+            name,
+            names: HashMap::new(),
+            objects: 0,
+            quota: Quota::with_share(bytes, limits.max_context_bytes, share)?,
+            jobs: Quota::with_share(&guest.all_jobs, MAX_CONTEXT_JOBS, SHARE_OF_JOBS)?,
+            answers: None,
+            last_work: BTreeMap::new(),
+            holds: Vec::new(),
+        })
+    }
 }

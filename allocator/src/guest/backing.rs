@@ -190,9 +190,10 @@ impl Guest {
         let size = self.memories.get(&shadow).map_or(0, |memory| memory.size);
         let rows = transfer.rows(size)?;
         let before = self.work.submitted();
+        let mut jobs = Some(self.jobs(context, rows.len() as u64)?);
         let guest = self.attach(shadow)?;
         let host = self.attach(host)?;
-        for row in rows {
+        for (left, row) in (0..rows.len()).rev().zip(rows) {
             let (source, source_offset, destination, destination_offset) = if to_host {
                 (guest, row.guest, host, row.host)
             } else {
@@ -205,7 +206,10 @@ impl Guest {
                 destination_offset,
                 length: row.length,
             };
-            self.work.submit(copy, Pending::Work);
+            // They end in order.
+            let last = jobs.take_if(|_| left == 0);
+            let pending = last.map_or(Pending::Work, Pending::Job);
+            self.work.submit(copy, pending);
         }
         self.note_work(context, ring, before);
         Ok(())

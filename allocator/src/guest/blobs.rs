@@ -62,6 +62,9 @@ pub struct Mapping {
     pub elsewhere: Option<Elsewhere>,
 }
 
+/// Contexts that may be attached to one blob: with the number of blobs, it bounds a list that nobody is charged for.
+pub(super) const MAX_ATTACHED: usize = 128;
+
 /// The type of memory in the window where the GPU cannot be attached to any.
 const NO_TYPE: u32 = u32::MAX;
 
@@ -337,9 +340,13 @@ impl Guest {
             .blobs
             .get_mut(&resource_id)
             .ok_or(Error::UnknownResource(resource_id))?;
-        if !blob.attached.contains(&context) {
-            blob.attached.push(context);
+        if blob.attached.contains(&context) {
+            return Ok(());
         }
+        if blob.attached.len() >= MAX_ATTACHED {
+            return Err(Error::TooManyObjects(MAX_ATTACHED as u64));
+        }
+        blob.attached.push(context);
         Ok(())
     }
 

@@ -14,7 +14,7 @@ use super::Guest;
 use crate::Error;
 use crate::context::ContextRef;
 use crate::exports::{ExportId, GuestExports};
-use crate::host::MAX_HOLDS;
+use crate::host::{MAX_CONTEXT_HOLDS, MAX_HOLDS};
 use crate::work::Work;
 
 /// Name of a hold within its guest; never used again.
@@ -154,13 +154,18 @@ impl Guest {
         until: Until,
         deadline: Instant,
     ) -> Result<HoldId, Error> {
-        if self.holds.live.len() >= MAX_HOLDS {
-            return Err(Error::TooManyObjects(MAX_HOLDS as u64));
-        }
         let asker = self
             .contexts
             .get_mut(&context)
             .ok_or(Error::UnknownContext(context))?;
+        for (number, limit) in [
+            (asker.holds.len(), MAX_CONTEXT_HOLDS),
+            (self.holds.live.len(), MAX_HOLDS),
+        ] {
+            if number >= limit {
+                return Err(Error::TooManyObjects(limit as u64));
+            }
+        }
         let hold = self.holds.insert(until, Some(deadline));
         asker.holds.push((ring, hold));
         self.alarm.wake_at(deadline);

@@ -23,7 +23,7 @@ mod residence;
 mod sharing;
 pub mod snapshot;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -44,11 +44,12 @@ use objects::LentObject;
 use crate::Error;
 use crate::blob::{Binding, Blob, Home, Memory, MemoryKey};
 use crate::context::answers::DeferredAnswers;
-use crate::context::{Context, ContextRef, MAX_CONTEXTS};
+use crate::context::{Context, ContextRef, MAX_CONTEXT_JOBS, MAX_CONTEXTS, MAX_GUEST_JOBS};
 use crate::exports::{ExportId, GuestExports};
 use crate::host::{Host, Reach};
 use crate::provider::{AttachmentId, Elsewhere, FileId, Request};
-use crate::quota::{Level, Quota};
+use crate::quota::{Charge, Quota};
+use crate::ratelimit::RateLimiter;
 use crate::window::{Parking, Window};
 use crate::work::{Done, GPU_TIMEOUT, Pending, Work};
 
@@ -82,6 +83,11 @@ pub struct Guest {
     alarm: Alarm,
     /// Pieces of guest pages that blobs have, all together.
     pieces: Arc<AtomicUsize>,
+    /// Work of the GPU that is under way.
+    pub(crate) all_jobs: Arc<Quota>,
+    /// Of it, what belongs to no context of ours.
+    jobs_of_nobody: Arc<Quota>,
+    log: RateLimiter,
     pub(crate) deferred: DeferredAnswers,
     /// Before the files it is attached to: fields drop in order, and its drop ends the GPU's use of them.
     pub(crate) work: Work,
@@ -114,6 +120,7 @@ impl Guest {
         let exports = host.exports.as_ref();
         let exports = exports.map(|exports| exports.guest(Waker::clone(&waker)));
         let alarm = Alarm::new(Waker::clone(&waker));
+        let all_jobs = Quota::device("GPU jobs", MAX_GUEST_JOBS);
         let mut work = Work::new(host.provider.as_ref(), waker);
         let add = Request::AddFile {
             file: WINDOW_FILE,
@@ -135,6 +142,9 @@ impl Guest {
             holds: Holds::default(),
             alarm,
             pieces: Arc::default(),
+            jobs_of_nobody: Quota::context(&all_jobs, MAX_CONTEXT_JOBS),
+            all_jobs,
+            log: RateLimiter::new(),
             deferred: DeferredAnswers::default(),
             work,
             parking: None,
@@ -174,19 +184,11 @@ impl Guest {
             return Err(Error::TooManyContexts(MAX_CONTEXTS));
         }
         self.next_serial += 1;
-        let context = Context {
-            me: ContextRef {
-                id,
-                serial: self.next_serial,
-            },
-            name: name.to_owned(),
-            names: HashMap::new(),
-            objects: 0,
-            quota: Quota::new(Level::Context, self.capset.limits.max_context_bytes),
-            answers: None,
-            last_work: BTreeMap::new(),
-            holds: Vec::new(),
+        let me = ContextRef {
+            id,
+            serial: self.next_serial,
         };
+        let context = Context::new(self, me, name.to_owned())?;
         log::debug!("context {id} ({name}) created");
         self.contexts.insert(id, context);
         Ok(())
@@ -196,6 +198,8 @@ impl Guest {
     /// another context is attached to, keeps its bytes and its charge to the device until RESOURCE_UNREF.
     pub fn destroy_context(&mut self, id: u32) -> Result<(), Error> {
         let context = self.contexts.remove(&id).ok_or(Error::UnknownContext(id))?;
+        context.quota.end_share();
+        context.jobs.end_share();
         self.drop_holds_of(&context.holds);
         for blob in self.blobs.values_mut() {
             blob.attached.retain(|&attached| attached != id);
@@ -294,7 +298,8 @@ impl Guest {
         }: Done,
     ) {
         if let Err(error) = &result {
-            log::warn!("GPU request {sequence} failed: {error}");
+            self.log
+                .warn(format_args!("GPU request {sequence} failed: {error}"));
             self.deferred.fail(sequence, error);
             self.holds
                 .fail(sequence, Error::Provider(error.clone()).status());
@@ -309,7 +314,8 @@ impl Guest {
                     self.exposed(key, attachment, bytes);
                 }
             }
-            Pending::Attach(..) | Pending::AddPages(_) | Pending::Work | Pending::Release => {}
+            Pending::Job(_) | Pending::Work => {}
+            Pending::Attach(..) | Pending::AddPages(_) | Pending::Release => {}
             Pending::Retire(memory) => drop(memory),
         }
         while let Some(due) = self.deferred.next_due(|point| self.work.reached(point)) {
@@ -353,6 +359,13 @@ impl Guest {
             self.retire(key);
         }
         self.process_completions();
+    }
+
+    /// Room for more jobs of a context, while they are under way.
+    pub(crate) fn jobs(&self, context: u32, number: u64) -> Result<Charge, Error> {
+        let context = self.contexts.get(&context);
+        let jobs = context.map_or(&self.jobs_of_nobody, |context| &context.jobs);
+        Charge::new(jobs, number).map_err(Error::TooMuchWork)
     }
 
     pub(crate) fn insert_memory(&mut self, memory: Memory) -> MemoryKey {

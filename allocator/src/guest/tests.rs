@@ -20,6 +20,7 @@ use crate::window::{PAGE, Span};
 
 mod exported;
 mod exports;
+mod limits;
 mod objects;
 mod snapshot;
 
@@ -48,6 +49,7 @@ impl Fixture {
             window_size: WINDOW,
             memory_limit: 64 * PAGE,
             context_limit: 40 * PAGE,
+            context_share: 0,
             warm: crate::window::Warmth::up_to(16 * PAGE),
         };
         let host = host(Arc::clone(&fake) as Arc<dyn Provider>, config);

@@ -78,6 +78,7 @@ fn allocator_response(error: &Error) -> u32 {
         | Error::TooManyObjects(_)
         | Error::Fragmented { .. }
         | Error::Quota(_)
+        | Error::TooMuchWork(_)
         | Error::Parking(_)
         | Error::GpuTimeout(_)
         | Error::Provider(

@@ -39,7 +39,7 @@ pub use images::{Display, MAX_IMAGE_PIECES, MAX_IMAGES, MAX_SIDE};
 pub use response::Response;
 pub use snapshot::{RestoreError, SaveError};
 
-use crate::ratelimit::RateLimiter;
+use crate::ratelimit::ContextLimiter;
 use backing::Backings;
 use fault::Fault;
 use images::Images;
@@ -64,7 +64,7 @@ pub struct Gpu {
     backings: Backings,
     /// Responses that wait for GPU work, in the order of their commands.
     kept: Vec<Kept>,
-    refusals: RateLimiter,
+    refusals: ContextLimiter,
 }
 
 /// What a command changes of what the guest reaches, where blobs are mapped one by one.
@@ -128,7 +128,7 @@ impl Gpu {
             renderer: None,
             guest,
             kept: Vec::new(),
-            refusals: RateLimiter::new(),
+            refusals: ContextLimiter::new(),
         }
     }
 
@@ -220,6 +220,7 @@ impl Gpu {
     /// Back to the state after creation (virtio device reset): all contexts, resources and kept
     /// commands are gone; the window descriptor stays the same and reads as zeros.
     pub fn reset(&mut self) {
+        self.refusals.forget_all();
         self.kept.clear();
         self.backings.clear();
         self.window_change = None;
@@ -304,9 +305,9 @@ impl Gpu {
     pub fn lend_object(&mut self, uuid: [u8; 16], descriptor: OwnedFd) {
         let uuid = Uuid::from_bytes(uuid);
         if let Err(error) = self.guest.lend_object(uuid, descriptor) {
-            self.refusals.warn(format_args!(
-                "the object {uuid} of another device cannot be imported: {error}"
-            ));
+            let line =
+                format_args!("the object {uuid} of another device cannot be imported: {error}");
+            self.refusals.warn(None, line);
         }
     }
 
@@ -359,9 +360,11 @@ impl Gpu {
     fn refuse(&mut self, header: &CtrlHdr, fault: &Fault) -> Response {
         let response = fault.response();
         let (command, context) = (header.cmd_type.get(), header.ctx_id.get());
-        self.refusals.warn(format_args!(
+        let known = self.check_context(context).is_ok().then_some(context);
+        let line = format_args!(
             "command {command:#06x} of context {context} answered {response:#06x}: {fault}"
-        ));
+        );
+        self.refusals.warn(known, line);
         Response::new(header, response, &())
     }
 }

@@ -113,6 +113,7 @@ impl Gpu {
     }
 
     pub(super) fn destroy_context(&mut self, id: u32) -> Result<(), Fault> {
+        self.refusals.forget(id);
         if self.images.destroy_context(id) {
             return Ok(());
         }
@@ -168,7 +169,7 @@ impl Gpu {
     }
 
     /// Whether anybody has a context of this id.
-    fn check_context(&self, id: u32) -> Result<(), Fault> {
+    pub(super) fn check_context(&self, id: u32) -> Result<(), Fault> {
         let theirs = self.renderer.as_ref();
         let known = self.guest.has_context(id)
             || self.images.has_context(id)

@@ -42,6 +42,7 @@ pub(crate) fn host() -> (Arc<Host>, Arc<FakeProvider>) {
         window_size: 2 << 20,
         memory_limit: 1 << 20,
         context_limit: 1 << 20,
+        context_share: 0,
         warm: hostblob_allocator::window::Warmth::up_to(0),
     };
     (Host::new(Arc::clone(&fake) as _, limits).unwrap(), fake)

@@ -571,8 +571,8 @@ int32_t rutabaga_calculate_capset_mask(const char *capset_names,
 
 /*
  Makes a device. What hostblob offers is set by the environment: HOSTBLOB_PROVIDER, HOSTBLOB_DEVICE, HOSTBLOB_WINDOW,
- HOSTBLOB_MEMORY_LIMIT, HOSTBLOB_CONTEXT_LIMIT, HOSTBLOB_WARM_LIMIT, HOSTBLOB_CAPSET_ID and HOSTBLOB_LOG, as the options of
- hostblobd.
+ HOSTBLOB_MEMORY_LIMIT, HOSTBLOB_CONTEXT_LIMIT, HOSTBLOB_CONTEXT_SHARE, HOSTBLOB_WARM_LIMIT, HOSTBLOB_CAPSET_ID and
+ HOSTBLOB_LOG, as the options of hostblobd.
 
  # Safety
  `builder` is NULL, which is refused, or points to a structure whose pointers are as it says; `ptr` is NULL, which is refused, or can

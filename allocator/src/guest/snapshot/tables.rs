@@ -327,6 +327,7 @@ impl Plan {
                 None => {
                     return Err(RestoreError::Limit(crate::quota::Exceeded {
                         level: Level::Device,
+                        what: "bytes",
                         asked: record.size,
                         used: self.bytes,
                         limit: quota.limit(),
@@ -500,7 +501,7 @@ impl Plan {
         guest.next_key = guest.next_key.max(record.last_key);
         guest.next_serial = guest.next_serial.max(record.last_serial);
         for (id, planned) in self.contexts {
-            let context = context(guest, planned);
+            let context = context(guest, planned)?;
             guest.contexts.insert(id, context);
         }
         let mut quotas = HashMap::new();
@@ -534,29 +535,19 @@ impl Plan {
     }
 }
 
-fn context(guest: &Guest, planned: PlannedContext) -> Context {
+fn context(guest: &Guest, planned: PlannedContext) -> Result<Context> {
     let ContextRecord { me, name, answers } = planned.record;
-    Context {
-        me,
-        name,
-        names: HashMap::new(),
-        objects: planned.objects,
-        quota: context_quota(guest),
-        answers: answers.map(|answers| {
-            let agreed = Agreed {
-                minor: answers.minor,
-                requests: answers.requests,
-                create_flags: answers.create_flags,
-            };
-            (answers.key, agreed)
-        }),
-        last_work: BTreeMap::new(),
-        holds: Vec::new(),
-    }
-}
-
-fn context_quota(guest: &Guest) -> Arc<Quota> {
-    Quota::new(Level::Context, guest.capset.limits.max_context_bytes)
+    let mut context = Context::new(guest, me, name)?;
+    context.objects = planned.objects;
+    context.answers = answers.map(|answers| {
+        let agreed = Agreed {
+            minor: answers.minor,
+            requests: answers.requests,
+            create_flags: answers.create_flags,
+        };
+        (answers.key, agreed)
+    });
+    Ok(context)
 }
 
 fn install_memory(
@@ -575,10 +566,10 @@ fn install_memory(
             // Its owner is gone, and its blob was still in use then.
             None => {
                 let quota = quotas.entry((owner.id, owner.serial));
-                Arc::clone(quota.or_insert_with(|| context_quota(guest)))
+                Arc::clone(quota.or_insert_with(|| guest.host.context_quota()))
             }
         };
-        Some(Charge::new(&quota, &guest.host.quota, record.size)?)
+        Some(Charge::new(&quota, record.size)?)
     };
     let home = match record.home {
         HomeRecord::Nowhere | HomeRecord::Parked => Home::Nowhere,

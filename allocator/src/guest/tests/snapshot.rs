@@ -15,7 +15,7 @@ use crate::provider::vulkan::VulkanProvider;
 use crate::provider::{
     CompletionSink, Description, MemoryType, Options, Piece, Placement, Session, property,
 };
-use crate::quota::Exceeded;
+use crate::quota::{Exceeded, Level};
 
 const MAGIC: [u8; 8] = *b"HBLBGUES";
 const CONTEXTS: u32 = 3;

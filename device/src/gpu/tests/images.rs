@@ -99,6 +99,7 @@ impl Screen {
             window_size: 2 << 20,
             memory_limit: 1 << 20,
             context_limit: 1 << 20,
+            context_share: 0,
             warm: hostblob_allocator::window::Warmth::up_to(0),
         };
         let exports = Exports::new();

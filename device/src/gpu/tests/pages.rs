@@ -45,6 +45,7 @@ impl Machine {
             window_size: 2 << 20,
             memory_limit: 1 << 20,
             context_limit: 1 << 20,
+            context_share: 0,
             warm: hostblob_allocator::window::Warmth::up_to(0),
         };
         let host = Host::new(provider, limits).unwrap();

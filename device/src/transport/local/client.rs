@@ -25,6 +25,9 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes that are read from the socket at a time.
 const READ_SIZE: usize = 64 << 10;
 
+/// Commands that the device may keep for one client. With more it is not listened to, until some are answered.
+pub(super) const MAX_KEPT: usize = 1024;
+
 #[derive(Debug, Error)]
 pub(super) enum ClientError {
     #[error(transparent)]
@@ -84,8 +87,14 @@ pub(super) fn serve(
     };
     let mut buffer = vec![0; READ_SIZE];
     loop {
+        let listens = client.kept.len() < MAX_KEPT;
+        let interest = if listens {
+            PollFlags::IN
+        } else {
+            PollFlags::empty()
+        };
         let mut poll = [
-            PollFd::new(&client.stream, PollFlags::IN),
+            PollFd::new(&client.stream, interest),
             PollFd::new(&*wake, PollFlags::IN),
             PollFd::new(shutdown, PollFlags::IN),
         ];
@@ -100,7 +109,9 @@ pub(super) fn serve(
         if woken {
             let _ = rustix::io::read(&*wake, &mut [0_u8; 8]);
             client.complete();
+            client.execute_all()?;
         }
+        // A client that has gone is heard of all the same: its socket has an error then.
         if socket && !client.read(&mut buffer)? {
             return Ok(());
         }
@@ -158,10 +169,18 @@ impl Client {
             Err(error) => return Err(error.into()),
         };
         self.input.extend(buffer.get(..length).unwrap_or_default());
-        while let Some((tag, command)) = self.next_command()? {
+        self.execute_all()?;
+        Ok(true)
+    }
+
+    /// Executes whole commands, as many as may be under way.
+    fn execute_all(&mut self) -> Result<(), ClientError> {
+        while self.kept.len() < MAX_KEPT
+            && let Some((tag, command)) = self.next_command()?
+        {
             self.execute(tag, command);
         }
-        Ok(true)
+        Ok(())
     }
 
     fn next_command(&mut self) -> Result<Option<(u64, Vec<u8>)>, ClientError> {

@@ -4,10 +4,16 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
+use hostblob_allocator::provider::fake::{FakeProvider, Seen};
+use hostblob_protocol::EnvelopeBuilder;
 use hostblob_protocol::local::{COMMAND, Frame, HELLO, Hello, MAX_PAYLOAD, RESPONSE};
-use hostblob_protocol::virtio_gpu::resp;
+use hostblob_protocol::request::{
+    CacheMode, Create, CreateFlags, Fill, MemoryRange, MemorySelector, Request,
+};
+use hostblob_protocol::virtio_gpu::{CmdSubmit, CtrlHdr, FLAG_FENCE, cmd, resp};
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::client::MAX_KEPT;
 use super::*;
 use crate::gpu::tests::extremes::{Case, cases, setup};
 use crate::gpu::tests::{CAPSET_ID, host};
@@ -16,6 +22,7 @@ use crate::transport::listen;
 struct Daemon {
     path: PathBuf,
     host: Arc<Host>,
+    fake: Arc<FakeProvider>,
     shutdown: Shutdown,
     thread: Option<JoinHandle<()>>,
 }
@@ -24,12 +31,13 @@ impl Daemon {
     fn start(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("hostblob-{name}-{}", std::process::id()));
         let listener = listen(&path).unwrap();
-        let (host, _) = host();
+        let (host, fake) = host();
         let shutdown = Shutdown::new().unwrap();
         let thread = spawn(listener, Arc::clone(&host), CAPSET_ID, shutdown.clone()).unwrap();
         Self {
             path,
             host,
+            fake,
             shutdown,
             thread: Some(thread),
         }
@@ -77,6 +85,10 @@ fn framed(command: &[u8]) -> Vec<u8> {
 impl Client {
     fn response(&mut self, command: &[u8]) -> Vec<u8> {
         self.0.write_all(&framed(command)).unwrap();
+        self.next_response()
+    }
+
+    fn next_response(&mut self) -> Vec<u8> {
         let mut frame = [0; size_of::<Frame>()];
         self.0.read_exact(&mut frame).unwrap();
         let frame = Frame::read_from_bytes(&frame).unwrap();
@@ -101,7 +113,7 @@ impl Client {
     }
 
     /// The other end closes the connection.
-    fn is_closed(mut self) {
+    fn expect_closed(mut self) {
         let mut rest = Vec::new();
         match self.0.read_to_end(&mut rest) {
             Ok(_) => assert!(rest.is_empty(), "{rest:?}"),
@@ -113,7 +125,7 @@ impl Client {
 
 #[test]
 fn each_command_at_its_extremes_over_the_socket() {
-    let daemon = Daemon::start("extremes");
+    let daemon = Daemon::start("local-extremes");
     let mut client = daemon.connect().set_up();
     // What means "any place" here is no place elsewhere.
     let is_any = |case: &Case| case.name.ends_with("offset 0xffffffffffffffff");
@@ -130,7 +142,7 @@ fn each_command_at_its_extremes_over_the_socket() {
 /// A stream that ends after any byte, or that is no stream of frames, costs its own connection.
 #[test]
 fn streams_that_break_off_cost_their_own_connection() {
-    let daemon = Daemon::start("broken");
+    let daemon = Daemon::start("local-broken");
     let commands: Vec<Vec<u8>> = setup().iter().map(|case| framed(&case.command)).collect();
     let stream = commands.concat();
     for length in 0..stream.len() {
@@ -165,7 +177,7 @@ fn streams_that_break_off_cost_their_own_connection() {
         let broken = [wrong.as_bytes(), &stream].concat();
         // It may be closed before all of that is written.
         let _ = client.0.write_all(&broken);
-        client.is_closed();
+        client.expect_closed();
     }
     // The longest that there may be is a command, and so is nothing.
     let mut client = daemon.connect();
@@ -179,4 +191,64 @@ fn streams_that_break_off_cost_their_own_connection() {
         assert_eq!(response[..4], code.to_le_bytes());
     }
     client.set_up();
+}
+
+fn submit(flags: u32, request: impl Into<Request>) -> Vec<u8> {
+    let data = EnvelopeBuilder::new(0).request(request).build();
+    let header = CtrlHdr {
+        cmd_type: cmd::SUBMIT_3D.into(),
+        flags: flags.into(),
+        ctx_id: 1.into(),
+        ..CtrlHdr::default()
+    };
+    let size = CmdSubmit {
+        size: u32::try_from(data.len()).unwrap().into(),
+        ..CmdSubmit::default()
+    };
+    [header.as_bytes(), size.as_bytes(), &data].concat()
+}
+
+/// Commands that wait for the GPU are kept, so many of them; those behind wait in the socket.
+#[test]
+fn a_client_that_waits_for_nothing_is_held_back() {
+    const MORE: usize = 200;
+    let daemon = Daemon::start("local-pending");
+    let mut client = daemon.connect().set_up();
+    let create = Create {
+        client_id: 7,
+        size: 4096,
+        memory: MemorySelector::Properties(2),
+        flags: CreateFlags::HOST_VISIBLE,
+        alignment: 0,
+        expected_cache: CacheMode::Any,
+    };
+    let done = resp::OK_NODATA.to_le_bytes();
+    assert_eq!(client.response(&submit(0, create))[..4], done);
+    daemon.fake.hold();
+    let range = MemoryRange {
+        client_id: 7,
+        offset: 0,
+        length: 4096,
+    };
+    let fill = framed(&submit(FLAG_FENCE, Fill { range, value: 1 }));
+    for _ in 0..MAX_KEPT + MORE {
+        client.0.write_all(&fill).unwrap();
+    }
+    let fills = || {
+        let is_fill = |seen: &Seen| matches!(seen, Seen::Fill { .. });
+        daemon.fake.count_of(is_fill)
+    };
+    let start = std::time::Instant::now();
+    while fills() < MAX_KEPT {
+        assert!(start.elapsed().as_secs() < 30, "{}", fills());
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    // Another one is served as ever, by the same device.
+    daemon.connect().set_up();
+    assert_eq!(fills(), MAX_KEPT);
+    daemon.fake.release_all();
+    for number in 0..MAX_KEPT + MORE {
+        assert_eq!(client.next_response()[..4], done, "{number}");
+    }
+    assert_eq!(fills(), MAX_KEPT + MORE);
 }

@@ -46,6 +46,7 @@ fn daemon(exporter: Option<Arc<dyn Exporter>>) -> Daemon {
         window_size: WINDOW,
         memory_limit: 1 << 20,
         context_limit: 1 << 20,
+        context_share: 0,
         warm: hostblob_allocator::window::Warmth::up_to(0),
     };
     let outside = Outside {

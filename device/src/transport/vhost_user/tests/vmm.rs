@@ -52,6 +52,7 @@ fn limits(memory: u64) -> Limits {
         window_size: WINDOW,
         memory_limit: memory,
         context_limit: memory,
+        context_share: 0,
         warm: hostblob_allocator::window::Warmth::up_to(0),
     }
 }
