@@ -22,6 +22,7 @@ mod exported;
 mod exports;
 mod limits;
 mod objects;
+mod secrets;
 mod snapshot;
 
 const WINDOW: u64 = 2 << 20;
