@@ -5,6 +5,7 @@
 //! | [`scenario`] | what must hold, whatever the transport? |
 //! | [`peer`] | what does another process do meanwhile? |
 //! | [`exports`] | what do processes beside the daemon see? |
+//! | [`virtqueue`] | what can a guest do that is its own driver? |
 //! | [`raw`] | what does the kernel offer without our library? |
 //! | [`cross_domain`], [`wayland`] | what does a Wayland client need, and do? |
 //! | [`report`] | how does a program in the guest tell the harness? |
@@ -29,4 +30,5 @@ pub mod peer;
 pub mod raw;
 pub mod report;
 pub mod scenario;
+pub mod virtqueue;
 pub mod wayland;

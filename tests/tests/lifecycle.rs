@@ -34,6 +34,7 @@ over_transport! { vfio_user VfioUser:
     machine_is_saved_while_it_stands,
     qemu_is_killed_and_started_again,
     daemon_ends_under_a_running_guest,
+    hostile_driver_is_survived,
 }
 
 // Not here: what resets a guest that holds memory. QEMU 11.1.3 ends with SIGSEGV then, whether the guest reboots by force, panics or is reset
@@ -237,4 +238,33 @@ fn daemon_ends_under_a_running_guest(transport: Transport) {
     vm.wait_for("held in boot 1\n", 1).expect("memory is held");
     fixture::finish(daemon);
     vm.kill().expect("QEMU is killed");
+}
+
+/// The guest is its own driver, and does its worst on the queue. Over vfio-user alone: a vhost-user device cannot say that it needs a reset.
+fn hostile_driver_is_survived(transport: Transport) {
+    let daemon = fixture::vm_daemon(transport, Provider::System, WINDOW);
+    let output = fixture::run_in_guest(&daemon, &fixture::guest_program("hostile_driver"), &[]);
+    print!("{}", output.stdout);
+    assert_eq!(
+        output.status,
+        Some(0),
+        "{}\n--- console\n{}\n--- log\n{}",
+        output.stdout,
+        output.console,
+        daemon.log()
+    );
+    assert!(output.stdout.contains("the kernel's driver works"));
+    // Each with its reason, and not without end.
+    let log = daemon.log();
+    for reason in [
+        "descriptor 0 of the chain has length 0",
+        "the descriptor list breaks off after",
+        "is readable and comes after a writable one",
+        "are not in guest memory",
+    ] {
+        assert!(log.contains(reason), "{reason}: {log}");
+    }
+    let dropped = log.matches("is dropped:").count();
+    assert!((10..60).contains(&dropped), "{dropped} lines: {log}");
+    fixture::finish(daemon);
 }

@@ -75,4 +75,10 @@ impl Context {
             holds: Vec::new(),
         })
     }
+
+    /// The context ends. What somebody still sees or works on stays charged, and nothing else.
+    pub(crate) fn end_shares(&self) {
+        self.quota.end_share();
+        self.jobs.end_share();
+    }
 }

@@ -168,7 +168,7 @@ impl Guest {
         }
         let hold = self.holds.insert(until, Some(deadline));
         asker.holds.push((ring, hold));
-        self.alarm.wake_at(deadline);
+        self.set_alarm();
         Ok(hold)
     }
 
@@ -220,6 +220,15 @@ impl Guest {
                 };
                 self.write_answer(told.context, &answer);
             }
+        }
+        self.set_alarm();
+    }
+
+    fn set_alarm(&mut self) {
+        let waiting = self.holds.live.values();
+        let waiting = waiting.filter(|hold| hold.ended.is_none());
+        if let Some(deadline) = waiting.filter_map(|hold| hold.deadline).min() {
+            self.alarm.wake_at(deadline);
         }
     }
 

@@ -198,8 +198,7 @@ impl Guest {
     /// another context is attached to, keeps its bytes and its charge to the device until RESOURCE_UNREF.
     pub fn destroy_context(&mut self, id: u32) -> Result<(), Error> {
         let context = self.contexts.remove(&id).ok_or(Error::UnknownContext(id))?;
-        context.quota.end_share();
-        context.jobs.end_share();
+        context.end_shares();
         self.drop_holds_of(&context.holds);
         for blob in self.blobs.values_mut() {
             blob.attached.retain(|&attached| attached != id);
@@ -351,7 +350,9 @@ impl Guest {
 
     /// Device reset: no contexts, no resources, and a window that reads as zeros wherever it is placed next.
     pub fn reset(&mut self) {
-        self.contexts.clear();
+        for (_, context) in self.contexts.drain() {
+            context.end_shares();
+        }
         self.blobs.clear();
         self.drop_holds();
         let keys: Vec<MemoryKey> = self.memories.keys().copied().collect();

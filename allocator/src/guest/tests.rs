@@ -221,6 +221,7 @@ fn sizes_and_arguments_at_the_extremes_are_refused_and_change_nothing() {
         u64::MAX - 4095,
         u64::MAX,
     ];
+    let requests = fixture.fake.count();
     for size in sizes {
         let status = fixture.ask(1, create(7, size, DIRECT)).status;
         assert_ne!(status, Status::Ok, "{size:#x}");
@@ -288,6 +289,7 @@ fn sizes_and_arguments_at_the_extremes_are_refused_and_change_nothing() {
         assert_eq!(fixture.ask(1, bad).status, expected, "{bad:?}");
     }
     assert_eq!(fixture.used(1), 1);
+    assert_eq!(fixture.fake.count(), requests, "no driver hears of it");
     assert_eq!(fixture.ask(1, good).status, Status::Ok);
     assert_eq!(fixture.ask(1, good).status, Status::ClientIdInUse);
     assert_eq!(fixture.used(1), 2);

@@ -372,3 +372,81 @@ impl<G: Gpu> Desk<G> {
         Ok(Done::Recorded)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::system::SystemProvider;
+    use super::super::{Placement, Provider, outlet::Outlet};
+    use super::*;
+
+    /// A GPU that does nothing.
+    struct Idle;
+
+    impl Gpu for Idle {
+        type Bytes = ();
+
+        fn lost(&self) -> Option<ProviderError> {
+            None
+        }
+
+        fn attach(&mut self, _: &Arc<SharedFile>, _: &AttachRange) -> Result<(), ProviderError> {
+            Ok(())
+        }
+
+        fn allocate(&mut self, _: u64, _: u32) -> Result<(), ProviderError> {
+            Ok(())
+        }
+
+        fn export(&mut self, (): &(), _: u64) -> Result<Elsewhere, ProviderError> {
+            Err(ProviderError::Invalid("there is none".to_owned()))
+        }
+
+        fn fill(&mut self, (): &(), _: u64, _: u64, _: u32) -> Result<(), ProviderError> {
+            Ok(())
+        }
+
+        fn copy(&mut self, _: At<'_, ()>, _: At<'_, ()>, _: u64) -> Result<(), ProviderError> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_submission_has_so_many_bytes() {
+        let description = SystemProvider::new(None).description().clone();
+        let types = &description.memory_types;
+        let in_device = types
+            .iter()
+            .position(|it| it.placement == Placement::Device);
+        let memory_type = u32::try_from(in_device.unwrap()).unwrap();
+        let mut desk = Desk::new(Idle, Arc::new(description));
+        let lane = Lane::new(Arc::new(Outlet::new(Box::new(drop))));
+        desk.handle(ToWorker::Open { session: 0, lane });
+        for (length, together) in [
+            (BURST_BYTES / 4, 4),
+            (BURST_BYTES * 2, 1),
+            (4096, BURST + 1),
+        ] {
+            let (sender, inbox) = crossbeam_channel::unbounded();
+            for number in 0..200 {
+                let attachment = AttachmentId(length * 1000 + number);
+                let request = Request::Allocate {
+                    attachment,
+                    length,
+                    memory_type,
+                };
+                let sequence = number;
+                let allocate = ToWorker::Request {
+                    session: 0,
+                    sequence,
+                    request,
+                };
+                sender.send(allocate).unwrap();
+            }
+            for _ in 0..2 {
+                let first = inbox.recv().unwrap();
+                desk.handle_burst(first, &inbox);
+                assert_eq!(desk.take_pending().len(), together, "of {length} bytes");
+            }
+        }
+    }
+}

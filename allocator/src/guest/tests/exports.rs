@@ -14,6 +14,7 @@ use hostblob_capset::WindowMode;
 use super::*;
 use crate::Outside;
 use crate::exports::{Event, ExportError, ExportId, Exporter, Exports, MAX_BLOBS, Viewer};
+use crate::host::MAX_CONTEXT_HOLDS;
 use crate::provider::Piece;
 use crate::provider::fake::Seen;
 
@@ -273,6 +274,22 @@ fn a_wait_ends_with_the_last_release() {
     assert_eq!(shown.status(open), None);
     shown.viewer.close(id).unwrap();
     assert_eq!(shown.status(open), Some(Status::Ok));
+}
+
+/// Each wait may keep a descriptor of the queue that all processes of the guest have.
+#[test]
+fn waits_leave_room_in_the_queue() {
+    let (mut shown, id) = Shown::with_open_memory();
+    for _ in 0..MAX_CONTEXT_HOLDS {
+        let waits = shown.wait(ALL_BUFFERS, u64::MAX);
+        assert_eq!(shown.status(waits), None);
+    }
+    let refused = shown.wait(ALL_BUFFERS, u64::MAX);
+    assert_eq!(shown.status(refused), Some(Status::TooManyObjects));
+    shown.viewer.close(id).unwrap();
+    let nobody = shown.wait(ALL_BUFFERS, u64::MAX);
+    assert_eq!(shown.status(nobody), Some(Status::Ok));
+    assert!(shown.fixture.guest.contexts[&1].holds.is_empty());
 }
 
 #[test]

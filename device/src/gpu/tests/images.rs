@@ -154,6 +154,28 @@ impl Screen {
     }
 }
 
+/// A texture of 81 MB has as many pages, which may be anywhere (HOSTILE.md, class E).
+#[test]
+fn as_many_entries_as_announced_are_taken_and_no_more_than_are_there() {
+    let mut screen = Screen::new();
+    screen.ok(cmd::RESOURCE_CREATE_2D, &image(5, 100, 50));
+    let pages: Vec<(u64, u32)> = (0..20_000).map(|n| (n % PAGES * PAGE, 4096)).collect();
+    let honest = attach(5, &pages);
+    let claiming = |count: u32| {
+        let mut command = honest.clone();
+        command[4..8].copy_from_slice(&count.to_le_bytes());
+        command
+    };
+    for count in [20_001, 262_145, 1 << 31, u32::MAX] {
+        let refused = screen.run(cmd::RESOURCE_ATTACH_BACKING, claiming(count).as_slice());
+        assert_eq!(refused, resp::ERR_INVALID_PARAMETER, "{count}");
+    }
+    for count in [19_999, 20_000] {
+        screen.ok(cmd::RESOURCE_ATTACH_BACKING, claiming(count).as_slice());
+        screen.ok(cmd::RESOURCE_DETACH_BACKING, &only(5));
+    }
+}
+
 #[test]
 fn what_is_drawn_is_seen() {
     let mut screen = Screen::new();
