@@ -27,7 +27,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub use backing::{MAX_GUEST_PIECES, MAX_PIECES, MAX_TRANSFER_ROWS, Transfer};
 pub use blobs::{BlobSpec, MAX_RESOURCES, Mapped, Mapping};
@@ -87,6 +87,8 @@ pub struct Guest {
     pub(crate) all_jobs: Arc<Quota>,
     /// Of it, what belongs to no context of ours.
     jobs_of_nobody: Arc<Quota>,
+    /// A point that the GPU did not reach in time.
+    given_up: Option<u64>,
     log: RateLimiter,
     pub(crate) deferred: DeferredAnswers,
     /// Before the files it is attached to: fields drop in order, and its drop ends the GPU's use of them.
@@ -144,6 +146,7 @@ impl Guest {
             pieces: Arc::default(),
             jobs_of_nobody: Quota::context(&all_jobs, MAX_CONTEXT_JOBS),
             all_jobs,
+            given_up: None,
             log: RateLimiter::new(),
             deferred: DeferredAnswers::default(),
             work,
@@ -183,12 +186,9 @@ impl Guest {
         if self.contexts.len() >= MAX_CONTEXTS {
             return Err(Error::TooManyContexts(MAX_CONTEXTS));
         }
-        self.next_serial += 1;
-        let me = ContextRef {
-            id,
-            serial: self.next_serial,
-        };
-        let context = Context::new(self, me, name.to_owned())?;
+        let serial = self.next_serial + 1;
+        let context = Context::new(self, ContextRef { id, serial }, name.to_owned())?;
+        self.next_serial = serial;
         log::debug!("context {id} ({name}) created");
         self.contexts.insert(id, context);
         Ok(())
@@ -277,12 +277,25 @@ impl Guest {
     }
 
     /// Processes completions until `point` is reached, for at most [`GPU_TIMEOUT`].
+    ///
+    /// A point that was waited for in vain is not waited for again, nor is what comes after it: the commands of all contexts are behind the one
+    /// that waits, and a context that keeps the GPU busy could have each of its own wait.
     fn wait_for(&mut self, point: u64) -> Result<(), Error> {
-        let deadline = Instant::now() + GPU_TIMEOUT;
+        let ahead = |given_up: u64| given_up <= point && !self.work.reached(given_up);
+        let patience = match self.given_up {
+            Some(given_up) if ahead(given_up) => Duration::ZERO,
+            _ => GPU_TIMEOUT,
+        };
+        let deadline = Instant::now() + patience;
         while !self.work.reached(point) {
             match self.work.wait_done(deadline) {
                 Some(done) => self.finish(done),
-                None => return Err(Error::GpuTimeout(GPU_TIMEOUT)),
+                None => {
+                    if !patience.is_zero() {
+                        self.given_up = Some(point);
+                    }
+                    return Err(Error::GpuTimeout(GPU_TIMEOUT));
+                }
             }
         }
         Ok(())

@@ -46,7 +46,8 @@ fn malformed(queue: &Queue) -> Result<Vec<Vec<Descriptor>>> {
         vec![(queue.table, 32, INDIRECT, 0)],
         // As long as tables can be, and over the end of the memory behind it.
         vec![(queue.table, 65535 * 16, INDIRECT, 0)],
-        vec![command],
+        // No place for an answer, or too little.
+        vec![(queue.command, 24, 0, 0)],
         vec![command, (queue.response, RESPONSE - 1, WRITE, 0)],
     ];
     // The ends of the address space, where no memory is, and the registers of the device.

@@ -227,6 +227,31 @@ fn work_under_way_is_limited_and_each_context_has_some() {
     );
 }
 
+/// Moving memory waits until the GPU lets go of it, and everybody's commands are behind.
+#[test]
+fn a_busy_gpu_is_waited_for_once() {
+    let mut fixture = with_shares();
+    fixture.open(GREEDY, RING + 1, RING_OFFSET - PAGE);
+    fixture.allocate(GREEDY, 1, 2, 1, 1);
+    fixture.ask(GREEDY, fill(1));
+    fixture.fake.hold();
+    fixture.send(GREEDY, fill(1));
+    fixture.guest.unmap_blob(2).unwrap();
+    let start = std::time::Instant::now();
+    for page in 10..20 {
+        let refused = fixture.guest.map_blob(2, page * PAGE);
+        assert_eq!(refused, Err(Error::GpuTimeout(GPU_TIMEOUT)));
+    }
+    assert!(start.elapsed() < 5 * GPU_TIMEOUT, "{:?}", start.elapsed());
+    fixture.fake.release_all();
+    while fixture.guest.map_blob(2, 20 * PAGE).is_err() {
+        std::thread::yield_now();
+    }
+    assert!(fixture.all(20, 1, 0x7_0000_0007));
+    // Later waits are waits again.
+    works_as_ever(&mut fixture, 100);
+}
+
 #[test]
 fn a_blob_is_attached_to_so_many_contexts() {
     let mut fixture = Fixture::with_context();

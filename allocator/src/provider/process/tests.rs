@@ -229,40 +229,40 @@ fn sessions_end_while_there_is_no_process() {
     assert!(!is_alive(&pid));
 }
 
+/// Short, and longer than an honest process takes on a busy host.
+const SHORT: Duration = Duration::from_secs(3);
+
 /// Alive, and silent: work is lost after its time, and only then.
 #[test]
 fn a_process_that_hangs_is_replaced() {
-    let (provider, pid) = provider_with(Choice::System, Duration::from_millis(500));
+    let (provider, pid) = provider_with(Choice::System, SHORT);
     let mut guest = Guest::new(&provider, MIB);
     let mut other = Guest::new(&provider, MIB);
     let (a, b) = (guest.attach(0, 4096), other.attach(0, 4096));
     guest.ok(fill(a, 1));
-    for round in 2..4 {
-        let hung = pid.load(Ordering::SeqCst);
-        signal(&pid, rustix::process::Signal::STOP);
-        for _ in 0..20 {
-            guest.submit(fill(a, round));
-        }
-        for _ in 0..20 {
-            let result = guest.next().result.map(drop);
-            assert!(is_lost(&result), "{result:?}");
-        }
-        ok_soon(&mut guest, || fill(a, round));
-        ok_soon(&mut other, || fill(b, round));
-        assert_ne!(pid.load(Ordering::SeqCst), hung);
-        assert_eq!(guest.read(0, 1)[0], u8::try_from(round).unwrap());
-    }
     // Nobody waits, so nothing is late.
-    let idle = pid.load(Ordering::SeqCst);
-    thread::sleep(Duration::from_millis(700));
-    guest.ok(fill(a, 9));
-    assert_eq!(pid.load(Ordering::SeqCst), idle);
+    let hung = pid.load(Ordering::SeqCst);
+    thread::sleep(SHORT + Duration::from_millis(200));
+    guest.ok(fill(a, 2));
+    assert_eq!(pid.load(Ordering::SeqCst), hung);
+    signal(&pid, rustix::process::Signal::STOP);
+    for _ in 0..20 {
+        guest.submit(fill(a, 3));
+    }
+    for _ in 0..20 {
+        let result = guest.next().result.map(drop);
+        assert!(is_lost(&result), "{result:?}");
+    }
+    ok_soon(&mut guest, || fill(a, 4));
+    ok_soon(&mut other, || fill(b, 5));
+    assert_ne!(pid.load(Ordering::SeqCst), hung);
+    assert_eq!(guest.read(0, 4), [4, 0, 0, 0]);
 }
 
 /// Also one that does not read: messages that do not fit into its socket do not stop the keeper for ever.
 #[test]
 fn a_process_that_does_not_read_is_replaced() {
-    let (provider, pid) = provider_with(Choice::System, Duration::from_millis(500));
+    let (provider, pid) = provider_with(Choice::System, SHORT);
     let mut guest = Guest::new(&provider, MIB);
     let a = guest.attach(0, 4096);
     signal(&pid, rustix::process::Signal::STOP);
