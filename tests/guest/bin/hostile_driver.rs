@@ -16,7 +16,7 @@ const OK_DISPLAY_INFO: [u8; 4] = 0x1101_u32.to_le_bytes();
 fn works(queue: &mut Queue) -> Result<()> {
     let response = queue.command(&COMMAND)?;
     ensure!(
-        response.len() == RESPONSE as usize && response[..4] == OK_DISPLAY_INFO,
+        response.len() == RESPONSE as usize && response.starts_with(&OK_DISPLAY_INFO),
         "{response:x?}"
     );
     Ok(())
@@ -51,7 +51,7 @@ fn malformed(queue: &Queue) -> Result<Vec<Vec<Descriptor>>> {
         vec![command, (queue.response, RESPONSE - 1, WRITE, 0)],
     ];
     // The ends of the address space, where no memory is, and the registers of the device.
-    let registers = queue.bars()?[0].0;
+    let registers = queue.bars()?.first().context("a BAR")?.0;
     let nowhere = [1 << 52, 1 << 63, u64::MAX - 4095, u64::MAX - 7, registers];
     for address in nowhere {
         chains.push(vec![(address, 24, NEXT, 1), room]);
@@ -97,7 +97,8 @@ fn main() -> Result<()> {
     }
 
     // What breaks the queue, until the device is reset: a head that is not there, an index that jumps or goes back.
-    let breaks: [(&str, fn(&mut Queue)); 4] = [
+    type Attack = fn(&mut Queue);
+    let breaks: [(&str, Attack); 4] = [
         ("head 16 of 16", |queue| queue.offer(SIZE)),
         ("head 65535", |queue| queue.offer(u16::MAX)),
         ("an index that jumps", |queue| queue.skip_to(100)),
