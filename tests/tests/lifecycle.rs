@@ -261,10 +261,13 @@ fn hostile_driver_is_survived(transport: Transport) {
         "the descriptor list breaks off after",
         "is readable and comes after a writable one",
         "are not in guest memory",
+        "command 0xdead0000 of context 0 answered 0x1200: the command is not served by this device",
     ] {
         assert!(log.contains(reason), "{reason}: {log}");
     }
     let dropped = log.matches("is dropped:").count();
     assert!((10..60).contains(&dropped), "{dropped} lines: {log}");
+    let refused = log.matches("command 0xdead").count();
+    assert!((10..100).contains(&refused), "{refused} lines: {log}");
     fixture::finish(daemon);
 }

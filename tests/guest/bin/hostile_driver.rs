@@ -12,6 +12,7 @@ const COMMAND: [u8; 24] = {
 };
 const RESPONSE: u32 = 24 + 16 * 24;
 const OK_DISPLAY_INFO: [u8; 4] = 0x1101_u32.to_le_bytes();
+const ERR_UNSPEC: [u8; 4] = 0x1200_u32.to_le_bytes();
 
 fn works(queue: &mut Queue) -> Result<()> {
     let response = queue.command(&COMMAND)?;
@@ -76,6 +77,14 @@ fn main() -> Result<()> {
         works(&mut queue).with_context(|| format!("after {chain:x?}"))?;
     }
     println!("{} chains given back", chains.len());
+
+    // Each is refused with a reason, and the log of the host is not filled.
+    for number in 0..500_u32 {
+        let mut nonsense = COMMAND;
+        nonsense[..4].copy_from_slice(&(0xdead_0000 + number).to_le_bytes());
+        let response = queue.command(&nonsense)?;
+        ensure!(response.starts_with(&ERR_UNSPEC), "{response:x?}");
+    }
 
     // A response into the command, into the rings, and into the window, which may be memory for the device: there, and nowhere else.
     let window = queue
