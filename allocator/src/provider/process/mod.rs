@@ -48,8 +48,8 @@ pub use child::{serve, serve_stdin};
 /// Longest time that a process may take until it serves. Drivers that compile shaders at start take seconds on a busy host.
 pub const START_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Shortest time between two starts. A guest that makes the driver crash does not make the host do nothing but start it.
-const LEAST_PAUSE: Duration = Duration::from_millis(100);
+/// Shortest time between two starts. A guest that makes the driver crash does not make the host do nothing but start it: a fuzzer does.
+const LEAST_PAUSE: Duration = Duration::from_millis(if cfg!(fuzzing) { 0 } else { 100 });
 /// The longest pause, after several starts in a row that failed.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
