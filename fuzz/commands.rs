@@ -68,7 +68,9 @@ pub fn of_resource(kind: u32, context: u32, resource: u32) -> Vec<u8> {
 /// SUBMIT_3D of an envelope.
 pub fn submit(context: u32, envelope: &[u8]) -> Vec<u8> {
     let body = CmdSubmit {
-        size: u32::try_from(envelope.len()).expect("inputs are small").into(),
+        size: u32::try_from(envelope.len())
+            .expect("inputs are small")
+            .into(),
         ..CmdSubmit::default()
     };
     let bytes = [body.as_bytes(), envelope].concat();

@@ -57,7 +57,10 @@ impl Model {
     }
 
     fn has_room(&self, owner: Key, pages: u64) -> bool {
-        let of = self.memories.values().filter(|memory| memory.owner == owner);
+        let of = self
+            .memories
+            .values()
+            .filter(|memory| memory.owner == owner);
         let used: u64 = of.map(Memory::size).sum();
         used + pages <= CONTEXT_PAGES && self.charged() + pages <= MEMORY_PAGES
     }
@@ -129,7 +132,11 @@ impl Model {
         {
             return false;
         }
-        let binding = if direct { Binding::Ready } else { Binding::Unbound };
+        let binding = if direct {
+            Binding::Ready
+        } else {
+            Binding::Unbound
+        };
         self.insert(owner, Some(client), pages, binding);
         true
     }
@@ -198,7 +205,11 @@ impl Model {
 
     /// RESOURCE_MAP_BLOB: nobody else may be there.
     pub fn map(&mut self, resource: u32, page: u64) -> bool {
-        let Some(blob) = self.blobs.get(&resource).filter(|blob| blob.place.is_none()) else {
+        let Some(blob) = self
+            .blobs
+            .get(&resource)
+            .filter(|blob| blob.place.is_none())
+        else {
             return false;
         };
         let Some(size) = self.size_of(blob) else {
@@ -242,7 +253,11 @@ impl Model {
     pub fn write(&mut self, resource: u32, page: u64, value: u32) -> Option<u64> {
         let blob = self.blobs.get(&resource)?;
         let place = blob.place?;
-        *self.memories.get_mut(&blob.memory?)?.pages.get_mut(page as usize)? = value;
+        *self
+            .memories
+            .get_mut(&blob.memory?)?
+            .pages
+            .get_mut(page as usize)? = value;
         Some(place + page)
     }
 

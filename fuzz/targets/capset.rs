@@ -8,7 +8,7 @@ use hostblob_capset::{
     BlobMem, Capset, ENCODED_SIZE, MAX_HEAPS, MAX_TYPES, NAME_SIZE, Offer, negotiate,
 };
 use hostblob_protocol::Status;
-use hostblob_protocol::answers::{Ring, MIN_SIZE};
+use hostblob_protocol::answers::{MIN_SIZE, Ring};
 use libfuzzer_sys::fuzz_target;
 
 fn check_capset(bytes: &[u8]) {
@@ -44,7 +44,9 @@ fn check_capset(bytes: &[u8]) {
 fn check_ring(bytes: &[u8]) {
     let (words, _) = bytes.as_chunks::<8>();
     let word = |at: usize| words.get(at).map_or(0, |word| u64::from_le_bytes(*word));
-    let page: Vec<AtomicU64> = (0..MIN_SIZE / 8).map(|at| AtomicU64::new(word(at).to_le())).collect();
+    let page: Vec<AtomicU64> = (0..MIN_SIZE / 8)
+        .map(|at| AtomicU64::new(word(at).to_le()))
+        .collect();
     let ring = Ring::new(&page).expect("a page");
     let _ = ring.is_initialised();
     // Each sequence that stands anywhere, and its neighbours.
@@ -54,7 +56,10 @@ fn check_ring(bytes: &[u8]) {
                 continue;
             };
             assert!(sequence != 0 && answer.sequence == sequence);
-            assert_eq!(Status::from_number(answer.status.number()), Some(answer.status));
+            assert_eq!(
+                Status::from_number(answer.status.number()),
+                Some(answer.status)
+            );
         }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use arbitrary::Arbitrary;
 use hostblob_allocator::provider::Piece;
-use hostblob_device::gpu::{GuestPages, Gpu};
+use hostblob_device::gpu::{Gpu, GuestPages};
 use hostblob_fuzz::commands::{
     check_reset, check_response, command, create_blob, create_context, map_blob, run, submit,
     wait_until,
@@ -50,7 +50,9 @@ enum Command<'a> {
         structures: Vec<(u8, &'a [u8])>,
     },
     /// The VMM changes the guest's memory.
-    MemoryChanged { there: bool },
+    MemoryChanged {
+        there: bool,
+    },
 }
 
 struct Memory(bool);
@@ -104,7 +106,9 @@ fn bytes(command: &Command<'_>) -> Vec<u8> {
             context,
             ref words,
         } => {
-            let mut bytes = header(kind, fenced.into(), 1, context, 0).as_bytes().to_vec();
+            let mut bytes = header(kind, fenced.into(), 1, context, 0)
+                .as_bytes()
+                .to_vec();
             for &word in words {
                 // The high bits are a number of pages.
                 let word = u32::from(word & 0x1f) << if word & 0x80 == 0 { 0 } else { 12 };

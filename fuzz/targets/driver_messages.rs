@@ -17,7 +17,8 @@ use arbitrary::Arbitrary;
 use crossbeam_channel::Receiver;
 use hostblob_allocator::provider::process::{ProcessError, ProcessProvider, serve};
 use hostblob_allocator::provider::{
-    AttachmentId, Choice, Completion, FileId, Options, Provider, ProviderError, Request, Session,
+    AttachmentId, Choice, Completion, FileId, Options, Placement, Provider, ProviderError, Request,
+    Session,
 };
 use libfuzzer_sys::fuzz_target;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
@@ -46,11 +47,16 @@ enum Body {
         error: Option<u8>,
     },
     /// The answer that is due.
-    Next { error: Option<u8> },
+    Next {
+        error: Option<u8>,
+    },
     /// Any text in a frame.
     Text(String),
     Frame(Vec<u8>),
-    Odd { length: u32, bytes: Vec<u8> },
+    Odd {
+        length: u32,
+        bytes: Vec<u8>,
+    },
     /// Its first words again.
     Ready,
 }
@@ -145,7 +151,12 @@ fn send(socket: &UnixStream, bytes: &[u8], files: &[Descriptor]) {
         control.push(SendAncillaryMessage::ScmRights(&borrowed));
     }
     // Fails when the daemon has ended the connection.
-    let _ = rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL);
+    let _ = rustix::net::sendmsg(
+        socket,
+        &[IoSlice::new(bytes)],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    );
 }
 
 /// The process that was taken over, in a thread: it hears what it is asked, says this, and is gone.
@@ -172,7 +183,10 @@ fn lie(socket: &UnixStream, first: Option<&[u8]>, messages: &[Message]) {
 }
 
 /// Its first process lies, all others are honest.
-fn provider(first: Option<Vec<u8>>, messages: Vec<Message>) -> Result<ProcessProvider, ProcessError> {
+fn provider(
+    first: Option<Vec<u8>>,
+    messages: Vec<Message>,
+) -> Result<ProcessProvider, ProcessError> {
     let turn = AtomicU32::new(0);
     let lies = Arc::new((first, messages));
     let spawn = move |socket: OwnedFd| {
@@ -206,18 +220,21 @@ impl Guest {
     fn answer(&mut self) -> Result<(), ProviderError> {
         let completion = self.completions.recv_timeout(PATIENCE).expect("an answer");
         self.answered += 1;
-        assert_eq!(completion.sequence, self.answered, "answers in order, each once");
+        assert_eq!(
+            completion.sequence, self.answered,
+            "answers in order, each once"
+        );
         completion.result.map(drop)
     }
 }
 
-fn attach(attachment: u64, file: FileId) -> Request {
+fn attach(attachment: u64, file: FileId, memory_type: u32) -> Request {
     Request::Attach {
         attachment: AttachmentId(attachment),
         file,
         offset: 0,
         length: SIZE,
-        memory_type: 0,
+        memory_type,
     }
 }
 
@@ -232,6 +249,11 @@ fn fill(attachment: u64, value: u32) -> Request {
 
 fn run(messages: Vec<Message>) {
     let provider = provider(None, messages).expect("it says that it serves");
+    let types = &provider.description().memory_types;
+    let in_window = (0..)
+        .zip(types)
+        .find(|(_, found)| found.placement == Placement::Window);
+    let in_window = in_window.expect("memory in the window").0;
     let (sender, completions) = crossbeam_channel::unbounded();
     let sink = Box::new(move |completion| drop(sender.send(completion)));
     let mut guest = Guest {
@@ -247,7 +269,7 @@ fn run(messages: Vec<Message>) {
         length: SIZE,
     };
     guest.ask(add(FILE));
-    guest.ask(attach(1, FILE));
+    guest.ask(attach(1, FILE, in_window));
     guest.ask(fill(1, 7));
     guest.ask(Request::Export {
         attachment: AttachmentId(1),
@@ -259,7 +281,7 @@ fn run(messages: Vec<Message>) {
     let deadline = Instant::now() + PATIENCE;
     for round in 2.. {
         guest.ask(add(FileId(round)));
-        guest.ask(attach(round, FileId(round)));
+        guest.ask(attach(round, FileId(round), in_window));
         guest.ask(fill(round, 0x5a5a_5a5a));
         let results = [guest.answer(), guest.answer(), guest.answer()];
         let mut bytes = [0; SIZE as usize];

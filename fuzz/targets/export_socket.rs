@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::thread;
 
 use arbitrary::Arbitrary;
-use hostblob_allocator::exports::{Exports, GuestExports, ExportId, Layout};
+use hostblob_allocator::exports::{ExportId, Exports, GuestExports, Layout};
 use hostblob_device::export::fuzzing::serve;
 use hostblob_protocol::export::{
     Close, Event, Frame, HandIn, Hello, List, NO_TAG, Open, Release, Request, TakeBack, VERSION,
@@ -35,15 +35,29 @@ struct Message<'a> {
 #[derive(Debug, Arbitrary)]
 enum Body<'a> {
     List,
-    Open { blob: u8 },
-    Release { blob: u8, second: bool, present: u8 },
-    Close { blob: u8 },
+    Open {
+        blob: u8,
+    },
+    Release {
+        blob: u8,
+        second: bool,
+        present: u8,
+    },
+    Close {
+        blob: u8,
+    },
     HandIn,
     TakeBack([u8; 16]),
-    Odd { length: u32, kind: u32, payload: &'a [u8] },
+    Odd {
+        length: u32,
+        kind: u32,
+        payload: &'a [u8],
+    },
     Bytes(&'a [u8]),
     /// The guest shows a buffer once more.
-    Presented { second: bool },
+    Presented {
+        second: bool,
+    },
     /// The guest gives its second blob up.
     Removed,
 }
@@ -201,7 +215,10 @@ fuzz_target!(|messages: Vec<Message<'_>>| {
         guest.present(blob, 0);
     }
     let events = view(&exports, &guest, &blobs, &messages);
-    let tags: Vec<_> = messages.iter().map(|message| u64::from(message.tag)).collect();
+    let tags: Vec<_> = messages
+        .iter()
+        .map(|message| u64::from(message.tag))
+        .collect();
     let is_raw = |message: &Message<'_>| matches!(message.body, Body::Odd { .. } | Body::Bytes(_));
     if !messages.iter().any(is_raw) {
         for (tag, _) in &events {
@@ -212,13 +229,17 @@ fuzz_target!(|messages: Vec<Message<'_>>| {
         assert!(!guest.is_open(blob), "open, and its viewer is gone");
         assert!(!guest.in_use(blob, 0) && !guest.in_use(blob, SECOND));
     }
-    let is_removed = messages.iter().any(|message| matches!(message.body, Body::Removed));
+    let is_removed = messages
+        .iter()
+        .any(|message| matches!(message.body, Body::Removed));
     let list = Message {
         body: Body::List,
         tag: 1,
         files: Vec::new(),
     };
     let heard = view(&exports, &guest, &blobs, &[list]);
-    let listed = heard.iter().filter(|(tag, event)| *tag == 1 && matches!(event, Event::Blob(_)));
+    let listed = heard
+        .iter()
+        .filter(|(tag, event)| *tag == 1 && matches!(event, Event::Blob(_)));
     assert_eq!(listed.count(), if is_removed { 1 } else { 2 });
 });

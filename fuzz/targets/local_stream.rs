@@ -128,7 +128,10 @@ fn commands(stream: &[u8]) -> HashMap<u64, Vec<Vec<u8>>> {
         let Some((command, after)) = after.split_at_checked(frame.length.get() as usize) else {
             break;
         };
-        found.entry(frame.tag.get()).or_default().push(command.to_vec());
+        found
+            .entry(frame.tag.get())
+            .or_default()
+            .push(command.to_vec());
         rest = after;
     }
     found
@@ -175,13 +178,18 @@ impl Client {
             let length = frame.length.get() as usize;
             let (response, after) = after.split_at_checked(length).expect("whole frames");
             rest = after;
-            let commands = asked.get_mut(&frame.tag.get()).expect("an answer to what was asked");
+            let commands = asked
+                .get_mut(&frame.tag.get())
+                .expect("an answer to what was asked");
             // Of one tag, fences may have changed the order.
             if let [command] = commands.as_slice() {
                 check_response(command, response);
             }
             commands.pop().expect("one answer to each");
-            answers.push((frame.tag.get(), CtrlHdr::read_from_prefix(response).map_or(0, |(header, _)| header.cmd_type.get())));
+            answers.push((
+                frame.tag.get(),
+                CtrlHdr::read_from_prefix(response).map_or(0, |(header, _)| header.cmd_type.get()),
+            ));
         }
         answers
     }
@@ -198,8 +206,16 @@ fn honest() {
     .concat();
     client.socket.write_all(&sent).expect("the daemon reads");
     match client.end(&sent).as_slice() {
-        [(1, resp::OK_NODATA), (2, resp::OK_NODATA), (3, resp::OK_MAP_INFO)]
-        | [(1, resp::OK_NODATA), (2, resp::ERR_OUT_OF_MEMORY), (3, resp::ERR_INVALID_RESOURCE_ID)] => {}
+        [
+            (1, resp::OK_NODATA),
+            (2, resp::OK_NODATA),
+            (3, resp::OK_MAP_INFO),
+        ]
+        | [
+            (1, resp::OK_NODATA),
+            (2, resp::ERR_OUT_OF_MEMORY),
+            (3, resp::ERR_INVALID_RESOURCE_ID),
+        ] => {}
         other => panic!("{other:x?}"),
     }
 }
@@ -214,13 +230,21 @@ fuzz_target!(|input: Input<'_>| {
     }
     let mut clients: Vec<_> = (0..CLIENTS).map(|_| Client::new()).collect();
     let mut rests: Vec<&[u8]> = streams.iter().map(Vec::as_slice).collect();
-    let mut pieces = input.pieces.iter().map(|piece| usize::from(*piece) + 1).chain(std::iter::repeat(1 << 16));
+    let mut pieces = input
+        .pieces
+        .iter()
+        .map(|piece| usize::from(*piece) + 1)
+        .chain(std::iter::repeat(1 << 16));
     while rests.iter().any(|rest| !rest.is_empty()) {
         for (client, rest) in clients.iter_mut().zip(&mut rests) {
             let piece = pieces.next().unwrap_or(1).min(rest.len());
             let (now, later) = rest.split_at(piece);
             // Fails where the daemon has had enough.
-            *rest = if client.socket.write_all(now).is_ok() { later } else { &[] };
+            *rest = if client.socket.write_all(now).is_ok() {
+                later
+            } else {
+                &[]
+            };
         }
     }
     honest();

@@ -11,7 +11,8 @@ use hostblob_allocator::Host;
 use hostblob_capset::Offer;
 use hostblob_device::gpu::Gpu;
 use hostblob_fuzz::commands::{
-    check_reset, command, create_blob, create_context, map_blob, of_resource, run, submit, wait_until,
+    check_reset, command, create_blob, create_context, map_blob, of_resource, run, submit,
+    wait_until,
 };
 use hostblob_fuzz::model::{CONTEXT_PAGES, MEMORY_PAGES, Model};
 use hostblob_fuzz::{PAGE, gpu_of, host_with};
@@ -86,7 +87,10 @@ impl Guest {
     }
 
     fn run(&mut self, command: &[u8]) -> bool {
-        matches!(run(&mut self.gpu, command), resp::OK_NODATA | resp::OK_MAP_INFO)
+        matches!(
+            run(&mut self.gpu, command),
+            resp::OK_NODATA | resp::OK_MAP_INFO
+        )
     }
 
     fn read(&self, page: u64) -> Vec<u8> {
@@ -109,7 +113,10 @@ impl Guest {
             let _ = self.gpu.completed();
             let bytes = self.read(u64::from(RINGS + context));
             let (words, _) = bytes.as_chunks::<8>();
-            let words: Vec<_> = words.iter().map(|word| AtomicU64::new(u64::from_ne_bytes(*word))).collect();
+            let words: Vec<_> = words
+                .iter()
+                .map(|word| AtomicU64::new(u64::from_ne_bytes(*word)))
+                .collect();
             let answer = Ring::new(&words).expect("a page").read(sequence);
             status = answer.map(|answer| answer.status);
             status.is_some()
@@ -182,7 +189,11 @@ impl Guest {
             }
             Op::Free(of, Small(client_id)) => {
                 let expected = self.model.free(context(of), client_id);
-                assert_eq!(self.ask(context(of), Free { client_id }), expected, "{op:?}");
+                assert_eq!(
+                    self.ask(context(of), Free { client_id }),
+                    expected,
+                    "{op:?}"
+                );
             }
             Op::Blob(of, id, client, Small(pages)) => {
                 let client = client.map_or(0, |client| client.0);
@@ -216,15 +227,16 @@ impl Guest {
             Op::Fill(of, Small(client_id), Small(page), Small(pages), value) => {
                 let range = range(client_id, page, pages);
                 let expected = self.model.fill(context(of), client_id, page, pages, value);
-                assert_eq!(self.ask(context(of), Fill { range, value }), expected, "{op:?}");
+                assert_eq!(
+                    self.ask(context(of), Fill { range, value }),
+                    expected,
+                    "{op:?}"
+                );
             }
             Op::Copy(of, from, Small(from_page), to, Small(to_page), Small(pages)) => {
-                let expected = self.model.copy(
-                    context(of),
-                    (from.0, from_page),
-                    (to.0, to_page),
-                    pages,
-                );
+                let expected =
+                    self.model
+                        .copy(context(of), (from.0, from_page), (to.0, to_page), pages);
                 let copy = Copy {
                     source: range(from.0, from_page, pages),
                     destination_client_id: to.0,
@@ -250,7 +262,10 @@ impl Guest {
             let bytes = self.read(place);
             let (words, _) = bytes.as_chunks::<4>();
             let wrong = words.iter().position(|word| *word != value.to_le_bytes());
-            assert_eq!(wrong, None, "page {place} is not all {value:#x} after {op:?}");
+            assert_eq!(
+                wrong, None,
+                "page {place} is not all {value:#x} after {op:?}"
+            );
         }
     }
 }

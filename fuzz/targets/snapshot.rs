@@ -48,7 +48,8 @@ fn mended(bytes: &[u8]) -> Vec<u8> {
 
 fn save(gpu: &mut Gpu) -> Vec<u8> {
     let mut bytes = Vec::new();
-    gpu.save(&mut bytes).expect("what was restored can be saved");
+    gpu.save(&mut bytes)
+        .expect("what was restored can be saved");
     bytes
 }
 
@@ -75,7 +76,9 @@ fn check(bytes: &[u8]) {
             host().used() == 0
         });
         let mut again = device();
-        again.restore(&mut saved.as_slice()).expect("what was saved");
+        again
+            .restore(&mut saved.as_slice())
+            .expect("what was saved");
         assert!(save(&mut again) == saved, "not what was saved");
         again.reset();
     }

@@ -94,7 +94,10 @@ fn build_targets(folder: &Path, targets: &[String]) -> Result<PathBuf> {
     }
     let nightly = succeeds(Command::new("rustc").args(["+nightly", "--version"]));
     let (flags, target) = if nightly {
-        (format!("{COVERAGE} {ADDRESS_SANITIZER}"), build::target().join("fuzz"))
+        (
+            format!("{COVERAGE} {ADDRESS_SANITIZER}"),
+            build::target().join("fuzz"),
+        )
     } else {
         note("without AddressSanitizer: rustup toolchain install nightly adds it");
         (COVERAGE.to_owned(), build::target().join("fuzz-stable"))
@@ -107,10 +110,20 @@ fn build_targets(folder: &Path, targets: &[String]) -> Result<PathBuf> {
         false => Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())),
     };
     if nightly {
-        command.arg("+nightly").env_remove("RUSTC").env_remove("RUSTUP_TOOLCHAIN");
+        command
+            .arg("+nightly")
+            .env_remove("RUSTC")
+            .env_remove("RUSTUP_TOOLCHAIN");
     }
     command
-        .args(["build", "--quiet", "--locked", "--release", "--target", &host])
+        .args([
+            "build",
+            "--quiet",
+            "--locked",
+            "--release",
+            "--target",
+            &host,
+        ])
         .arg("--manifest-path")
         .arg(folder.join("Cargo.toml"))
         .arg("--target-dir")
@@ -134,7 +147,10 @@ fn succeeds(command: &mut Command) -> bool {
 }
 
 fn host_triple() -> Result<String> {
-    let output = Command::new("rustc").arg("-vV").output().context("rustc cannot be run")?;
+    let output = Command::new("rustc")
+        .arg("-vV")
+        .output()
+        .context("rustc cannot be run")?;
     let text = String::from_utf8_lossy(&output.stdout);
     let line = text.lines().find_map(|line| line.strip_prefix("host: "));
     Ok(line.context("rustc -vV names no host")?.to_owned())
@@ -157,7 +173,10 @@ fn run_target(
         .arg(format!("-max_total_time={seconds}"))
         .arg(format!("-timeout={INPUT_TIMEOUT}"))
         .arg(format!("-max_len={MAX_INPUT}"))
-        .arg(format!("-artifact_prefix={}/failed-{target}-", work.display()))
+        .arg(format!(
+            "-artifact_prefix={}/failed-{target}-",
+            work.display()
+        ))
         .arg("-print_final_stats=1")
         .arg(&found);
     if committed.is_dir() {
@@ -189,13 +208,16 @@ fn figures(log: &str) -> Figures {
             figures.coverage = number("cov:").unwrap_or(figures.coverage);
             figures.corpus = number("corp:").unwrap_or(figures.corpus);
         }
-        figures.executions = number("stat::number_of_executed_units:").unwrap_or(figures.executions);
+        figures.executions =
+            number("stat::number_of_executed_units:").unwrap_or(figures.executions);
     }
     figures
 }
 
 fn failed_input(log: &str) -> Option<&str> {
-    let written = log.lines().find_map(|line| line.split_once("Test unit written to "));
+    let written = log
+        .lines()
+        .find_map(|line| line.split_once("Test unit written to "));
     written.map(|(_, path)| path.trim())
 }
 
@@ -225,10 +247,16 @@ mod tests {
     #[test]
     fn each_file_of_the_folder_is_a_target() {
         let targets = targets(&build::workspace().join("fuzz/targets")).unwrap();
-        assert!(targets.iter().any(|target| target == "envelope"), "{targets:?}");
+        assert!(
+            targets.iter().any(|target| target == "envelope"),
+            "{targets:?}"
+        );
         let manifest = fs::read_to_string(build::workspace().join("fuzz/Cargo.toml")).unwrap();
         for target in targets {
-            assert!(manifest.contains(&format!("path = \"targets/{target}.rs\"")), "{target}");
+            assert!(
+                manifest.contains(&format!("path = \"targets/{target}.rs\"")),
+                "{target}"
+            );
         }
     }
 }
