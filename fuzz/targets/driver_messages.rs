@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use arbitrary::Arbitrary;
 use crossbeam_channel::Receiver;
-use hostblob_allocator::provider::process::{ProcessError, ProcessProvider, serve};
+use hostblob_allocator::provider::process::{JOB_TIME, ProcessError, ProcessProvider, serve};
 use hostblob_allocator::provider::{
     AttachmentId, Choice, Completion, FileId, Options, Placement, Provider, ProviderError, Request,
     Session,
@@ -200,7 +200,7 @@ fn provider(
         // What is waited for, and killed.
         Command::new("true").spawn()
     };
-    ProcessProvider::new(Box::new(spawn))
+    ProcessProvider::new(Box::new(spawn), JOB_TIME)
 }
 
 struct Guest {
