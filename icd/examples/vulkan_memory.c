@@ -7,6 +7,9 @@
 // The words ask how the driver behaves when there is no memory left, no room to map it, the device goes away after a line on standard
 // input, or there is none. Ends with 0 where all is as it should be.
 
+#define _POSIX_C_SOURCE 200112L
+#include <stdatomic.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -40,12 +43,44 @@ static VkCommandPool pool;
 static uint32_t family;
 static int dma_bufs; // memory can go to other processes
 
+// The program's own allocator, which counts.
+static atomic_long live, ever;
+
+static void *allocation(void *counter, size_t size, size_t alignment, VkSystemAllocationScope scope)
+{
+    (void)scope;
+    MUST(counter == &live);
+    void *memory = NULL;
+    if (posix_memalign(&memory, alignment < sizeof(void *) ? sizeof(void *) : alignment, size)) return NULL;
+    atomic_fetch_add(&live, 1);
+    atomic_fetch_add(&ever, 1);
+    return memory;
+}
+
+static void *reallocation(void *counter, void *memory, size_t size, size_t alignment, VkSystemAllocationScope scope)
+{
+    if (!memory) return allocation(counter, size, alignment, scope);
+    MUST(alignment <= _Alignof(max_align_t)); // the loader's lists
+    return realloc(memory, size);
+}
+
+static void freed(void *counter, void *memory)
+{
+    MUST(counter == &live);
+    if (memory) atomic_fetch_sub(&live, 1);
+    free(memory);
+}
+
+static const VkAllocationCallbacks counting = {
+    .pUserData = &live, .pfnAllocation = allocation, .pfnReallocation = reallocation, .pfnFree = freed};
+static const VkAllocationCallbacks *callbacks = &counting;
+
 static int open_instance(void)
 {
     VkApplicationInfo application = {.sType = VK_STRUCTURE_TYPE_APPLICATION_INFO, .apiVersion = VK_API_VERSION_1_1};
     VkInstanceCreateInfo info = {.sType = VK_STRUCTURE_TYPE_INSTANCE_CREATE_INFO, .pApplicationInfo = &application};
     // Loaders say so in different ways when they find no driver, and when drivers find no device.
-    VkResult made = vkCreateInstance(&info, NULL, &instance);
+    VkResult made = vkCreateInstance(&info, callbacks, &instance);
     if (made == VK_ERROR_INCOMPATIBLE_DRIVER) return 0;
     EXPECT(made, VK_SUCCESS);
     uint32_t count = 1;
@@ -86,7 +121,7 @@ static VkResult open_device(VkDevice *out)
                                .pQueueCreateInfos = &queues,
                                .enabledExtensionCount = dma_bufs ? 4 : 2,
                                .ppEnabledExtensionNames = extensions};
-    return vkCreateDevice(physical, &info, NULL, out);
+    return vkCreateDevice(physical, &info, callbacks, out);
 }
 
 static void open_all(void)
@@ -107,14 +142,14 @@ static void open_all(void)
     CHECK(open_device(&device));
     vkGetDeviceQueue(device, family, 0, &queue);
     VkCommandPoolCreateInfo info = {.sType = VK_STRUCTURE_TYPE_COMMAND_POOL_CREATE_INFO, .queueFamilyIndex = family};
-    CHECK(vkCreateCommandPool(device, &info, NULL, &pool));
+    CHECK(vkCreateCommandPool(device, &info, callbacks, &pool));
 }
 
 static void close_all(void)
 {
-    vkDestroyCommandPool(device, pool, NULL);
-    vkDestroyDevice(device, NULL);
-    vkDestroyInstance(instance, NULL);
+    vkDestroyCommandPool(device, pool, callbacks);
+    vkDestroyDevice(device, callbacks);
+    vkDestroyInstance(instance, callbacks);
 }
 
 struct buffer {
@@ -136,7 +171,7 @@ static VkResult allocate(uint32_t type, VkDeviceSize size, VkBuffer dedicated, V
                                  .pNext = dedicated ? &only : NULL,
                                  .allocationSize = size,
                                  .memoryTypeIndex = type};
-    return vkAllocateMemory(device, &info, NULL, out);
+    return vkAllocateMemory(device, &info, callbacks, out);
 }
 
 static struct buffer make(uint32_t type, VkDeviceSize size, int dedicated)
@@ -145,7 +180,7 @@ static struct buffer make(uint32_t type, VkDeviceSize size, int dedicated)
     VkBufferCreateInfo info = {.sType = VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO,
                                .size = size,
                                .usage = VK_BUFFER_USAGE_TRANSFER_SRC_BIT | VK_BUFFER_USAGE_TRANSFER_DST_BIT};
-    CHECK(vkCreateBuffer(device, &info, NULL, &made.buffer));
+    CHECK(vkCreateBuffer(device, &info, callbacks, &made.buffer));
     VkMemoryRequirements needs;
     vkGetBufferMemoryRequirements(device, made.buffer, &needs);
     MUST(needs.size >= size && needs.memoryTypeBits & 1u << type);
@@ -164,9 +199,9 @@ static struct buffer make(uint32_t type, VkDeviceSize size, int dedicated)
 
 static void drop(struct buffer *buffer)
 {
-    vkDestroyBuffer(device, buffer->buffer, NULL);
+    vkDestroyBuffer(device, buffer->buffer, callbacks);
     if (buffer->bytes) vkUnmapMemory(device, buffer->memory);
-    vkFreeMemory(device, buffer->memory, NULL);
+    vkFreeMemory(device, buffer->memory, callbacks);
 }
 
 static void made_visible(struct buffer *buffer, int by_host)
@@ -212,14 +247,14 @@ static void run(VkCommandBuffer commands)
     CHECK(vkEndCommandBuffer(commands));
     VkFenceCreateInfo info = {.sType = VK_STRUCTURE_TYPE_FENCE_CREATE_INFO};
     VkFence fence;
-    CHECK(vkCreateFence(device, &info, NULL, &fence));
+    CHECK(vkCreateFence(device, &info, callbacks, &fence));
     VkSubmitInfo submit = {.sType = VK_STRUCTURE_TYPE_SUBMIT_INFO, .commandBufferCount = 1, .pCommandBuffers = &commands};
     CHECK(vkQueueSubmit(queue, 1, &submit, fence));
     CHECK(vkWaitForFences(device, 1, &fence, VK_TRUE, UINT64_MAX));
     CHECK(vkGetFenceStatus(device, fence));
     CHECK(vkResetFences(device, 1, &fence));
     EXPECT(vkGetFenceStatus(device, fence), VK_NOT_READY);
-    vkDestroyFence(device, fence, NULL);
+    vkDestroyFence(device, fence, callbacks);
     vkFreeCommandBuffers(device, pool, 1, &commands);
 }
 
@@ -298,7 +333,7 @@ static VkSemaphore semaphore(VkSemaphoreType kind)
     VkSemaphoreTypeCreateInfo type = {.sType = VK_STRUCTURE_TYPE_SEMAPHORE_TYPE_CREATE_INFO, .semaphoreType = kind};
     VkSemaphoreCreateInfo info = {.sType = VK_STRUCTURE_TYPE_SEMAPHORE_CREATE_INFO, .pNext = &type};
     VkSemaphore made;
-    CHECK(vkCreateSemaphore(device, &info, NULL, &made));
+    CHECK(vkCreateSemaphore(device, &info, callbacks, &made));
     return made;
 }
 
@@ -371,8 +406,8 @@ static void semaphores(void)
     CHECK(vkQueueWaitIdle(queue));
     CHECK(vkDeviceWaitIdle(device));
     CHECK(vkResetCommandPool(device, pool, 0));
-    vkDestroySemaphore(device, timeline, NULL);
-    vkDestroySemaphore(device, binary, NULL);
+    vkDestroySemaphore(device, timeline, callbacks);
+    vkDestroySemaphore(device, binary, callbacks);
     drop(&there);
 }
 
@@ -383,7 +418,7 @@ static void images(void)
     VkResult offered = vkGetPhysicalDeviceImageFormatProperties(physical, VK_FORMAT_R8G8B8A8_UNORM, VK_IMAGE_TYPE_2D,
                                                                 VK_IMAGE_TILING_OPTIMAL, VK_IMAGE_USAGE_TRANSFER_DST_BIT, 0, &properties);
     MUST(offered == VK_ERROR_FORMAT_NOT_SUPPORTED || offered == VK_SUCCESS);
-    vkDestroyImage(device, VK_NULL_HANDLE, NULL);
+    vkDestroyImage(device, VK_NULL_HANDLE, callbacks);
 }
 
 static const VkExternalMemoryHandleTypeFlagBits DMA_BUF = VK_EXTERNAL_MEMORY_HANDLE_TYPE_DMA_BUF_BIT_EXT;
@@ -397,7 +432,7 @@ static struct buffer external(VkDeviceSize size, int fd)
                                .pNext = &kind,
                                .size = size,
                                .usage = VK_BUFFER_USAGE_TRANSFER_SRC_BIT | VK_BUFFER_USAGE_TRANSFER_DST_BIT};
-    CHECK(vkCreateBuffer(device, &info, NULL, &made.buffer));
+    CHECK(vkCreateBuffer(device, &info, callbacks, &made.buffer));
     VkMemoryRequirements needs;
     vkGetBufferMemoryRequirements(device, made.buffer, &needs);
     MUST(needs.memoryTypeBits & 1u << visible_type());
@@ -407,7 +442,7 @@ static struct buffer external(VkDeviceSize size, int fd)
                                        .pNext = fd < 0 ? (void *)&export : (void *)&import,
                                        .allocationSize = needs.size,
                                        .memoryTypeIndex = visible_type()};
-    CHECK(vkAllocateMemory(device, &allocation, NULL, &made.memory));
+    CHECK(vkAllocateMemory(device, &allocation, callbacks, &made.memory));
     CHECK(vkBindBufferMemory(device, made.buffer, made.memory, 0));
     void *bytes;
     CHECK(vkMapMemory(device, made.memory, 0, VK_WHOLE_SIZE, 0, &bytes));
@@ -500,14 +535,14 @@ static void quota(void)
     uint32_t count = fill_up(16 * MIB, list, 4096, &refusal);
     EXPECT(refusal, VK_ERROR_OUT_OF_DEVICE_MEMORY);
     MUST(count > 0);
-    vkFreeMemory(device, list[--count], NULL);
+    vkFreeMemory(device, list[--count], callbacks);
     CHECK(allocate(visible_type(), 16 * MIB, VK_NULL_HANDLE, &list[count++]));
     VkDeviceMemory none;
     VkPhysicalDeviceMaintenance3Properties limits = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MAINTENANCE_3_PROPERTIES};
     VkPhysicalDeviceProperties2 properties = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2, .pNext = &limits};
     vkGetPhysicalDeviceProperties2(physical, &properties);
     EXPECT(allocate(visible_type(), limits.maxMemoryAllocationSize, VK_NULL_HANDLE, &none), VK_ERROR_OUT_OF_DEVICE_MEMORY);
-    for (uint32_t i = 0; i < count; i++) vkFreeMemory(device, list[i], NULL);
+    for (uint32_t i = 0; i < count; i++) vkFreeMemory(device, list[i], callbacks);
     printf("%u times 16 MiB, then VK_ERROR_OUT_OF_DEVICE_MEMORY; one freed, one more allocated\n", count);
     close_all();
 }
@@ -530,13 +565,13 @@ static void window(void)
     EXPECT(result, VK_ERROR_MEMORY_MAP_FAILED);
     MUST(mapped > 0);
     // When others leave, there is room.
-    vkFreeMemory(device, list[0], NULL);
+    vkFreeMemory(device, list[0], callbacks);
     CHECK(vkMapMemory(device, list[count - 1], 0, VK_WHOLE_SIZE, 0, &bytes));
     memset(bytes, 0xA5, 16 * MIB);
     vkUnmapMemory(device, list[count - 1]);
     CHECK(vkMapMemory(device, list[count - 1], 0, VK_WHOLE_SIZE, 0, &bytes));
     MUST(((unsigned char *)bytes)[16 * MIB - 1] == 0xA5);
-    for (uint32_t i = 1; i < count; i++) vkFreeMemory(device, list[i], NULL);
+    for (uint32_t i = 1; i < count; i++) vkFreeMemory(device, list[i], callbacks);
     printf("%u times 16 MiB mapped, then VK_ERROR_MEMORY_MAP_FAILED; one freed, and it can be mapped\n", mapped);
     close_all();
 }
@@ -550,7 +585,7 @@ static void lost(void)
     CHECK(vkEndCommandBuffer(commands));
     VkFenceCreateInfo info = {.sType = VK_STRUCTURE_TYPE_FENCE_CREATE_INFO};
     VkFence fence;
-    CHECK(vkCreateFence(device, &info, NULL, &fence));
+    CHECK(vkCreateFence(device, &info, callbacks, &fence));
     printf("ready\n");
     fflush(stdout);
     MUST(getchar() != EOF);
@@ -571,7 +606,7 @@ static void lost(void)
     // Mapped memory can be written to all the same.
     memset(small.bytes, 1, 4096);
     memset(large.bytes, 1, 5 * MIB);
-    vkDestroyFence(device, fence, NULL);
+    vkDestroyFence(device, fence, callbacks);
     drop(&small);
     drop(&large);
     printf("lost: everything said VK_ERROR_DEVICE_LOST\n");
@@ -588,9 +623,11 @@ int main(int count, char **words)
     else if (!strcmp(word, "none")) {
         MUST(!open_instance());
         printf("no device is listed\n");
+        return 0; // what the loader keeps of an instance without devices is its own
     } else {
         fprintf(stderr, "usage: vulkan_memory [quota | window | lost | none]\n");
         return 2;
     }
+    MUST(atomic_load(&ever) > 0 && atomic_load(&live) == 0);
     return 0;
 }

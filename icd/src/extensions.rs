@@ -1,6 +1,6 @@
 //! Which extensions there are, and which layers: none.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, c_char};
 
 use ash::vk;
 use bitflags::bitflags;
@@ -96,10 +96,7 @@ const DEVICE: &[Known] = known! {
 /// # Safety
 ///
 /// The pointer is null, or `count` strings are behind it that live for `'a`.
-unsafe fn names<'a>(
-    pointer: *const *const std::ffi::c_char,
-    count: u32,
-) -> impl Iterator<Item = &'a CStr> {
+unsafe fn names<'a>(pointer: *const *const c_char, count: u32) -> impl Iterator<Item = &'a CStr> {
     // SAFETY: passed on.
     let names = unsafe { slice(pointer, count) };
     // SAFETY: as above.
@@ -136,7 +133,7 @@ pub(crate) fn of_device(
 fn list(
     known: &[Known],
     available: Extensions,
-    layer: Option<&std::ffi::c_char>,
+    layer: Option<&c_char>,
     count: &mut u32,
     out: List<'_, vk::ExtensionProperties>,
 ) -> vk::Result {
@@ -161,7 +158,7 @@ fn list(
 }
 
 /// A name as a C string in an array, cut where it does not fit.
-pub(crate) fn put_name(to: &mut [std::ffi::c_char], name: &[u8]) {
+pub(crate) fn put_name(to: &mut [c_char], name: &[u8]) {
     let room = to.len().saturating_sub(1);
     for (to, from) in to.iter_mut().take(room).zip(name) {
         *to = from.cast_signed();
@@ -169,7 +166,7 @@ pub(crate) fn put_name(to: &mut [std::ffi::c_char], name: &[u8]) {
 }
 
 pub(crate) fn enumerate_instance(
-    layer: Option<&std::ffi::c_char>,
+    layer: Option<&c_char>,
     count: &mut u32,
     out: List<'_, vk::ExtensionProperties>,
 ) -> vk::Result {
@@ -178,7 +175,7 @@ pub(crate) fn enumerate_instance(
 
 pub(crate) fn enumerate_device(
     physical: &PhysicalDevice,
-    layer: Option<&std::ffi::c_char>,
+    layer: Option<&c_char>,
     count: &mut u32,
     out: List<'_, vk::ExtensionProperties>,
 ) -> vk::Result {

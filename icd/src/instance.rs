@@ -1,5 +1,7 @@
 //! `VkInstance`: it finds the device when the program first asks for devices.
 
+use std::sync::Arc;
+
 use ash::vk;
 use hostblob_guest::{OpenOptions, PoolOptions};
 use parking_lot::Mutex;
@@ -16,7 +18,7 @@ pub(crate) const API_VERSION: u32 = vk::make_api_version(0, 1, 1, 281);
 /// An instance.
 pub(crate) struct Instance {
     callbacks: Option<Callbacks>,
-    messengers: std::sync::Arc<Messengers>,
+    messengers: Arc<Messengers>,
     search: Mutex<Search>,
 }
 
@@ -86,7 +88,7 @@ pub(crate) fn create(
     extensions::of_instance(info)?;
     let instance = Instance {
         callbacks,
-        messengers: std::sync::Arc::default(),
+        messengers: Arc::default(),
         search: Mutex::default(),
     };
     out.set(object::create(instance, callbacks)?);

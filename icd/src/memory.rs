@@ -4,7 +4,7 @@
 //! own. Host-visible memory is mapped when it is allocated, so vkMapMemory adds an offset; where the window has no room, it is
 //! allocated outside, and vkMapMemory tries.
 
-use std::ffi::c_void;
+use std::ffi::{c_int, c_void};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::{Arc, Weak};
 
@@ -59,6 +59,7 @@ pub(crate) fn allocate(
     let import = import.filter(|import| !import.handle_type.is_empty());
     let callbacks = device.callbacks(callbacks);
     let (memory, fd) = match import {
+        Some(import) if import.fd < 0 => return Err(vk::Result::ERROR_INVALID_EXTERNAL_HANDLE),
         Some(import) => {
             // SAFETY: an open descriptor, by the valid usage of the structure.
             let fd = unsafe { BorrowedFd::borrow_raw(import.fd) };
@@ -255,7 +256,7 @@ pub(crate) fn commitment(_: &Device, memory: &DeviceMemory, out: Out<'_, vk::Dev
 pub(crate) fn get_fd(
     device: &Device,
     info: &vk::MemoryGetFdInfoKHR<'_>,
-    out: Out<'_, std::ffi::c_int>,
+    out: Out<'_, c_int>,
 ) -> Result<(), vk::Result> {
     // SAFETY: live memory, by the valid usage of the structure.
     let memory: &DeviceMemory = unsafe { from(info.memory) };
@@ -272,7 +273,7 @@ pub(crate) fn get_fd(
 pub(crate) fn fd_properties(
     device: &Device,
     handle_type: vk::ExternalMemoryHandleTypeFlags,
-    fd: std::ffi::c_int,
+    fd: c_int,
     out: &mut vk::MemoryFdPropertiesKHR<'_>,
 ) -> Result<(), vk::Result> {
     const WHAT: &str = "vkGetMemoryFdPropertiesKHR";

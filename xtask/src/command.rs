@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod demo;
+pub mod fuzz;
 pub mod install;
 pub mod setup;
 pub mod test;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::command::{DaemonFlags, bench, demo, install, setup, test, vm};
+use xtask::command::{DaemonFlags, bench, demo, fuzz, install, setup, test, vm};
 
 /// Set-up, demo, tests and virtual machines of hostblob.
 #[derive(Debug, Parser)]
@@ -31,6 +31,8 @@ enum Command {
     Test(test::Flags),
     /// Measure everything, beside peers: a report in target/bench
     Bench(bench::Flags),
+    /// Run the fuzz targets, each for a minute
+    Fuzz(fuzz::Flags),
     /// Run something of your own in the guest
     #[command(subcommand)]
     Vm(VmCommand),
@@ -87,6 +89,7 @@ fn run(command: &Command) -> Result<u8> {
         Command::Demo { daemon, no_vm, icd } => demo::run(daemon, *no_vm, *icd).map(|()| 0),
         Command::Test(flags) => test::run(flags).map(|()| 0),
         Command::Bench(flags) => bench::run(flags).map(|()| 0),
+        Command::Fuzz(flags) => fuzz::run(flags).map(|()| 0),
         Command::Setup => setup::run().map(|()| 0),
         Command::Install(flags) => install::run(flags).map(|()| 0),
         Command::Vm(VmCommand::Run {

@@ -4,6 +4,8 @@
 //! are served. One that breaks the rules, stops reading or goes away loses its connection and all that it had open, and no
 //! guest waits for it.
 
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod viewer;
 
 use std::io;

@@ -1,5 +1,7 @@
 //! Who the device is.
 
+use std::ffi::c_void;
+
 use ash::vk;
 
 use super::{PhysicalDevice, limits};
@@ -64,7 +66,7 @@ pub(crate) fn get2(physical: &PhysicalDevice, out: &mut vk::PhysicalDeviceProper
 }
 
 /// A structure of the chain; what is not known stays as it is.
-fn more(physical: &PhysicalDevice, kind: vk::StructureType, structure: *mut std::ffi::c_void) {
+fn more(physical: &PhysicalDevice, kind: vk::StructureType, structure: *mut c_void) {
     use vk::StructureType as Type;
     match kind {
         Type::PHYSICAL_DEVICE_ID_PROPERTIES => {

@@ -4,6 +4,8 @@
 //! reading or goes away loses its connection and all that it held, and nobody else notices.
 
 mod client;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod offsets;
 
 use std::io;

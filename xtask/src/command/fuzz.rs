@@ -1,0 +1,262 @@
+//! `cargo xtask fuzz`: builds the fuzz targets with coverage, and runs each for a while.
+//!
+//! Stable Rust can count coverage. Nightly adds AddressSanitizer, and is used where it is installed. libFuzzer comes with the crate
+//! libfuzzer-sys; `cargo fuzz` is not needed.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::build;
+use crate::progress::{note, step};
+
+/// What rustc is told, as `cargo fuzz` does.
+const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing -Cdebug-assertions";
+const ADDRESS_SANITIZER: &str = "-Zsanitizer=address";
+
+/// Seconds that one input may take: waits inside the targets fail earlier, and say what for.
+const INPUT_TIMEOUT: u32 = 60;
+/// Longest input in bytes.
+const MAX_INPUT: u32 = 4096;
+
+/// What to run, and for how long.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Flags {
+    /// One of fuzz/targets; all of them without it
+    pub target: Option<String>,
+    /// Seconds for each
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    pub seconds: u32,
+}
+
+/// What a run came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Figures {
+    executions: u64,
+    /// Edges of the program that some input took.
+    coverage: u64,
+    /// Inputs that were kept.
+    corpus: u64,
+}
+
+/// Runs all; the error names the input that failed.
+pub fn run(flags: &Flags) -> Result<()> {
+    let folder = build::workspace().join("fuzz");
+    let mut targets = targets(&folder.join("targets"))?;
+    if let Some(wanted) = &flags.target {
+        if !targets.contains(wanted) {
+            bail!("there is no target {wanted}: {}", targets.join(", "));
+        }
+        targets = vec![wanted.clone()];
+    }
+    let binaries = build_targets(&folder, &targets)?;
+    let mut failed = Vec::new();
+    for target in &targets {
+        match run_target(&folder, &binaries, target, flags.seconds)? {
+            Ok(figures) => println!(
+                "{target}: {} executions, coverage {}, corpus {}",
+                figures.executions, figures.coverage, figures.corpus
+            ),
+            Err(why) => {
+                println!("{target}: FAILED, {why}");
+                failed.push(target.as_str());
+            }
+        }
+    }
+    if !failed.is_empty() {
+        bail!("{} failed; see above", failed.join(", "));
+    }
+    Ok(())
+}
+
+/// Each file of the folder is one.
+fn targets(folder: &Path) -> Result<Vec<String>> {
+    let mut targets = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let path = entry?.path();
+        if let Some(name) = path.file_stem().and_then(|name| name.to_str()) {
+            targets.push(name.to_owned());
+        }
+    }
+    targets.sort();
+    Ok(targets)
+}
+
+/// The folder of the programs.
+fn build_targets(folder: &Path, targets: &[String]) -> Result<PathBuf> {
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
+    if !succeeds(Command::new(&compiler).arg("--version")) {
+        bail!("{compiler} cannot be run: libFuzzer needs a C++ compiler; apt-get install g++");
+    }
+    let nightly = succeeds(Command::new("rustc").args(["+nightly", "--version"]));
+    let (flags, target) = if nightly {
+        (
+            format!("{COVERAGE} {ADDRESS_SANITIZER}"),
+            build::target().join("fuzz"),
+        )
+    } else {
+        note("without AddressSanitizer: rustup toolchain install nightly adds it");
+        (COVERAGE.to_owned(), build::target().join("fuzz-stable"))
+    };
+    // Named, so that build scripts are built without the flags.
+    let host = host_triple()?;
+    // The cargo that runs us is of one toolchain: rustup's finds the other.
+    let mut command = match nightly {
+        true => Command::new("cargo"),
+        false => Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())),
+    };
+    if nightly {
+        command
+            .arg("+nightly")
+            .env_remove("RUSTC")
+            .env_remove("RUSTUP_TOOLCHAIN");
+    }
+    command
+        .args([
+            "build",
+            "--quiet",
+            "--locked",
+            "--release",
+            "--target",
+            &host,
+        ])
+        .arg("--manifest-path")
+        .arg(folder.join("Cargo.toml"))
+        .arg("--target-dir")
+        .arg(&target)
+        .args(targets.iter().flat_map(|target| ["--bin", target.as_str()]))
+        .env("RUSTFLAGS", flags);
+    step("building the fuzz targets", || {
+        let status = command.status().context("cargo cannot be run")?;
+        if status.success() {
+            Ok(())
+        } else {
+            bail!("they do not build: {status}")
+        }
+    })?;
+    Ok(target.join(host).join("release"))
+}
+
+fn succeeds(command: &mut Command) -> bool {
+    let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+    status.is_ok_and(|status| status.success())
+}
+
+fn host_triple() -> Result<String> {
+    let output = Command::new("rustc")
+        .arg("-vV")
+        .output()
+        .context("rustc cannot be run")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let line = text.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(line.context("rustc -vV names no host")?.to_owned())
+}
+
+/// The figures, or where the failure is.
+fn run_target(
+    folder: &Path,
+    binaries: &Path,
+    target: &str,
+    seconds: u32,
+) -> Result<Result<Figures, String>> {
+    let work = build::target().join("fuzz-found");
+    // What is found goes into the first folder; what is committed is only read.
+    let (found, committed) = (work.join(target), folder.join("corpus").join(target));
+    fs::create_dir_all(&found)?;
+    let log = work.join(format!("{target}.log"));
+    let mut command = Command::new(binaries.join(target));
+    command
+        .arg(format!("-max_total_time={seconds}"))
+        .arg(format!("-timeout={INPUT_TIMEOUT}"))
+        .arg(format!("-max_len={MAX_INPUT}"))
+        .arg(format!(
+            "-artifact_prefix={}/failed-{target}-",
+            work.display()
+        ))
+        .arg("-print_final_stats=1")
+        .arg(&found);
+    if committed.is_dir() {
+        command.arg(committed);
+    }
+    command.stdout(Stdio::null()).stderr(File::create(&log)?);
+    let status = command.status().with_context(|| target.to_owned())?;
+    // What a guest names itself may be in it.
+    let text = String::from_utf8_lossy(&fs::read(&log)?).into_owned();
+    if status.success() {
+        return Ok(Ok(figures(&text)));
+    }
+    Ok(Err(match failed_input(&text) {
+        Some(input) => format!("input {input}, log {}", log.display()),
+        None => format!("{status}, log {}", log.display()),
+    }))
+}
+
+/// `#123 REDUCE cov: 45 ft: 67 corp: 8/90b ...` and `stat::number_of_executed_units: 123`.
+fn figures(log: &str) -> Figures {
+    let mut figures = Figures::default();
+    for line in log.lines() {
+        let number = |name: &str| {
+            let rest = line.split_once(name)?.1.trim_start();
+            let digits = rest.split(|c: char| !c.is_ascii_digit()).next()?;
+            digits.parse().ok()
+        };
+        if line.starts_with('#') {
+            figures.coverage = number("cov:").unwrap_or(figures.coverage);
+            figures.corpus = number("corp:").unwrap_or(figures.corpus);
+        }
+        figures.executions =
+            number("stat::number_of_executed_units:").unwrap_or(figures.executions);
+    }
+    figures
+}
+
+fn failed_input(log: &str) -> Option<&str> {
+    let written = log
+        .lines()
+        .find_map(|line| line.split_once("Test unit written to "));
+    written.map(|(_, path)| path.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_read_from_the_log_of_libfuzzer() {
+        let log = "INFO: seed corpus: files: 3\n\
+            #4\tINITED cov: 900 ft: 901 corp: 3/55b exec/s: 0 rss: 40Mb\n\
+            #128\tREDUCE cov: 1234 ft: 2000 corp: 17/3Kb lim: 4 exec/s: 64 rss: 41Mb\n\
+            #256\tDONE   cov: 1235 ft: 2001 corp: 18/3Kb lim: 4 exec/s: 64 rss: 41Mb\n\
+            Done 256 runs in 4 second(s)\n\
+            stat::number_of_executed_units: 256\n";
+        let expected = Figures {
+            executions: 256,
+            coverage: 1235,
+            corpus: 18,
+        };
+        assert_eq!(figures(log), expected);
+        assert_eq!(failed_input(log), None);
+        let log = "panicked\nartifact_prefix='/w/'; Test unit written to /w/failed-x-crash-12\n";
+        assert_eq!(failed_input(log), Some("/w/failed-x-crash-12"));
+    }
+
+    #[test]
+    fn each_file_of_the_folder_is_a_target() {
+        let targets = targets(&build::workspace().join("fuzz/targets")).unwrap();
+        assert!(
+            targets.iter().any(|target| target == "envelope"),
+            "{targets:?}"
+        );
+        let manifest = fs::read_to_string(build::workspace().join("fuzz/Cargo.toml")).unwrap();
+        for target in targets {
+            assert!(
+                manifest.contains(&format!("path = \"targets/{target}.rs\"")),
+                "{target}"
+            );
+        }
+    }
+}
