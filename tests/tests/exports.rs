@@ -2,7 +2,6 @@
 
 use std::sync::OnceLock;
 
-use hostblob_tests::report;
 use xtask::build;
 use xtask::libraries::Set;
 use xtask::vm::{Output, Vm};
@@ -44,21 +43,9 @@ fn run() -> Output {
     output
 }
 
-fn check(name: &str) {
-    let output = boot();
-    match report::parse(&output.stdout).get(name) {
-        Some(None) => {}
-        Some(Some(failure)) => panic!("{failure}\n{}", output.stdout),
-        None => panic!(
-            "it was not run:\n{}\n--- console\n{}",
-            output.stdout, output.console
-        ),
-    }
-}
-
 macro_rules! tests {
     ($($group:ident { $($name:ident,)* })*) => {
-        $($(#[test] fn $name() { check(stringify!($name)); })*)*
+        $($(#[test] fn $name() { fixture::went_well(boot(), stringify!($name)); })*)*
     };
 }
 hostblob_tests::for_each_export_check!(tests);
