@@ -29,7 +29,9 @@ const SECOND: u64 = 4096;
 struct Message<'a> {
     body: Body<'a>,
     tag: u8,
-    files: Vec<Descriptor>,
+    /// Descriptors beside it, where only HandIn may have one: rarely more or less.
+    files: u8,
+    descriptor: Descriptor,
 }
 
 #[derive(Debug, Arbitrary)]
@@ -87,10 +89,20 @@ fn open(descriptor: Descriptor) -> OwnedFd {
     }
 }
 
-fn bytes(message: &Message<'_>) -> Vec<u8> {
-    // A guest and a viewer have numbers too.
-    let id = |blob: u8| u64::from(blob % 8);
-    let tag = u64::from(message.tag);
+/// Not 0, which no request may have: rarely that.
+fn tag(message: &Message<'_>) -> u64 {
+    match message.tag {
+        0xff => NO_TAG,
+        tag => u64::from(tag) + 1,
+    }
+}
+
+fn bytes(message: &Message<'_>, blobs: &[ExportId; 2]) -> Vec<u8> {
+    let id = |blob: u8| match blob % 5 {
+        4 => blob.into(),
+        number => blobs[usize::from(number % 2)].0,
+    };
+    let tag = tag(message);
     match message.body {
         Body::List => Request::from(List {}).encode(tag),
         Body::Open { blob } => Request::from(Open { blob: id(blob) }).encode(tag),
@@ -124,9 +136,14 @@ fn bytes(message: &Message<'_>) -> Vec<u8> {
     }
 }
 
-fn send(socket: &UnixStream, message: &Message<'_>) {
-    let bytes = bytes(message);
-    let files: Vec<_> = message.files.iter().take(4).copied().map(open).collect();
+fn send(socket: &UnixStream, message: &Message<'_>, blobs: &[ExportId; 2]) {
+    let bytes = bytes(message, blobs);
+    let expected = u8::from(matches!(message.body, Body::HandIn));
+    let count = match message.files {
+        odd @ 0xf0.. => odd % 5,
+        _ => expected,
+    };
+    let files: Vec<_> = (0..count).map(|_| open(message.descriptor)).collect();
     let borrowed: Vec<_> = files.iter().map(AsFd::as_fd).collect();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -188,7 +205,7 @@ fn view(
                     guest.present(blobs[0], if second { SECOND } else { 0 });
                 }
                 Body::Removed => guest.remove(blobs[1]),
-                _ => send(&socket, message),
+                _ => send(&socket, message, blobs),
             }
             answer_all(guest);
         }
@@ -215,10 +232,7 @@ fuzz_target!(|messages: Vec<Message<'_>>| {
         guest.present(blob, 0);
     }
     let events = view(&exports, &guest, &blobs, &messages);
-    let tags: Vec<_> = messages
-        .iter()
-        .map(|message| u64::from(message.tag))
-        .collect();
+    let tags: Vec<_> = messages.iter().map(tag).collect();
     let is_raw = |message: &Message<'_>| matches!(message.body, Body::Odd { .. } | Body::Bytes(_));
     if !messages.iter().any(is_raw) {
         for (tag, _) in &events {
@@ -234,8 +248,9 @@ fuzz_target!(|messages: Vec<Message<'_>>| {
         .any(|message| matches!(message.body, Body::Removed));
     let list = Message {
         body: Body::List,
-        tag: 1,
-        files: Vec::new(),
+        tag: 0,
+        files: 0,
+        descriptor: Descriptor::Sealed,
     };
     let heard = view(&exports, &guest, &blobs, &[list]);
     let listed = heard

@@ -2,11 +2,9 @@
 
 #![no_main]
 
-use std::os::fd::AsFd;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 
-use arbitrary::{Arbitrary, Unstructured};
 use hostblob_allocator::Host;
 use hostblob_capset::Offer;
 use hostblob_device::gpu::Gpu;
@@ -26,45 +24,61 @@ use hostblob_protocol::{EnvelopeBuilder, Status};
 use libfuzzer_sys::fuzz_target;
 
 /// Pages of the window that commands name, and one: small, so that blobs meet.
-const PLACES: u64 = 24;
+const PLACES: u64 = 8;
 /// Where the answers rings are: context `n` has page `RINGS + n`, and resource `RINGS + n`.
 const RINGS: u32 = 500;
 
-#[derive(Debug, Clone, Copy, Arbitrary)]
+#[derive(Debug, Clone, Copy)]
 enum Op {
     /// CTX_CREATE, and an answers ring.
-    Open(Context),
+    Open(u32),
     /// CTX_DESTROY, and the end of its ring.
-    Close(Context),
-    Create(Context, Client, Pages, bool),
-    Bind(Context, Client),
-    Free(Context, Client),
-    /// RESOURCE_CREATE_BLOB with a client id, or with 0.
-    Blob(Context, Resource, Option<Client>, Pages),
-    Map(Resource, Small<PLACES>),
-    Unmap(Resource),
-    Unref(Resource),
-    /// The guest process writes where its blob is mapped.
-    Write(Resource, Small<6>, u32),
-    Fill(Context, Client, Small<6>, Pages, u32),
-    Copy(Context, Client, Small<6>, Client, Small<6>, Pages),
+    Close(u32),
+    /// Context, client id, pages, with MAP_DIRECTLY or not.
+    Create(u32, u64, u64, bool),
+    Bind(u32, u64),
+    Free(u32, u64),
+    /// RESOURCE_CREATE_BLOB: context, resource, client id or 0, pages.
+    Blob(u32, u32, u64, u64),
+    /// Resource, page of the window.
+    Map(u32, u64),
+    Unmap(u32),
+    Unref(u32),
+    /// The guest process writes where its blob is mapped: a page, full of the number.
+    Write(u32, u64, u32),
+    /// Context, client id, first page, pages, number.
+    Fill(u32, u64, u64, u64, u32),
+    /// Context, from a client id's page, to a client id's page, pages.
+    Copy(u32, (u64, u64), (u64, u64), u64),
     Reset,
 }
 
-/// 0 to N - 1.
-#[derive(Debug, Clone, Copy)]
-struct Small<const N: u64>(u64);
+/// Bytes of an operation in the input: records of one length, so that a change to one leaves the others as they are.
+const RECORD: usize = 6;
 
-impl<'a, const N: u64> Arbitrary<'a> for Small<N> {
-    fn arbitrary(from: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
-        Ok(Self(u64::from(u8::arbitrary(from)?) % N))
+impl From<&[u8; RECORD]> for Op {
+    fn from(&[kind, a, b, c, d, e]: &[u8; RECORD]) -> Self {
+        let (context, resource) = (u32::from(a % 3), u32::from(b % 6));
+        let (client, page, pages) = (u64::from(c % 5), u64::from(d % 4), u64::from(e % 5));
+        let number = u32::from_le_bytes([e, d, a, !e]);
+        match kind % 26 {
+            0 => Op::Open(context),
+            1 => Op::Close(context),
+            2..5 => Op::Create(context, client, pages, d & 1 == 0),
+            5 => Op::Bind(context, client),
+            6 => Op::Free(context, client),
+            7..10 => Op::Blob(context, resource, client, pages),
+            10..12 => Op::Blob(context, resource, 0, pages),
+            12..16 => Op::Map(resource, u64::from(d) % PLACES),
+            16 => Op::Unmap(resource),
+            17 => Op::Unref(resource),
+            18..21 => Op::Write(resource, page, number),
+            21..23 => Op::Fill(context, client, page, pages, number),
+            23..25 => Op::Copy(context, (client, page), (u64::from(b % 5), page / 2), pages),
+            _ => Op::Reset,
+        }
     }
 }
-
-type Context = Small<4>;
-type Client = Small<5>;
-type Resource = Small<8>;
-type Pages = Small<7>;
 
 fn host() -> &'static Arc<Host> {
     static HOST: OnceLock<Arc<Host>> = OnceLock::new();
@@ -164,11 +178,10 @@ impl Guest {
     }
 
     fn apply(&mut self, op: Op) {
-        let (context, resource) = (|of: Context| of.0 as u32, |of: Resource| of.0 as u32);
-        match op {
-            Op::Open(of) => self.open(context(of)),
-            Op::Close(of) => self.close(context(of)),
-            Op::Create(of, Small(client_id), Small(pages), direct) => {
+        let done = match op {
+            Op::Open(context) => return self.open(context),
+            Op::Close(context) => return self.close(context),
+            Op::Create(context, client_id, pages, direct) => {
                 let mut flags = CreateFlags::HOST_VISIBLE;
                 flags.set(CreateFlags::MAP_DIRECTLY, direct);
                 let create = Create {
@@ -179,76 +192,65 @@ impl Guest {
                     alignment: 0,
                     expected_cache: CacheMode::Any,
                 };
-                let expected = self.model.create(context(of), client_id, pages, direct);
-                assert_eq!(self.ask(context(of), create), expected, "{op:?}");
+                let expected = self.model.create(context, client_id, pages, direct);
+                (self.ask(context, create), expected)
             }
-            Op::Bind(of, Small(client_id)) => {
-                let expected = self.model.bind(context(of), client_id);
-                let asked = self.ask(context(of), BindClientId { client_id });
-                assert_eq!(asked, expected, "{op:?}");
+            Op::Bind(context, client_id) => {
+                let expected = self.model.bind(context, client_id);
+                (self.ask(context, BindClientId { client_id }), expected)
             }
-            Op::Free(of, Small(client_id)) => {
-                let expected = self.model.free(context(of), client_id);
-                assert_eq!(
-                    self.ask(context(of), Free { client_id }),
-                    expected,
-                    "{op:?}"
-                );
+            Op::Free(context, client_id) => {
+                let expected = self.model.free(context, client_id);
+                (self.ask(context, Free { client_id }), expected)
             }
-            Op::Blob(of, id, client, Small(pages)) => {
-                let client = client.map_or(0, |client| client.0);
-                let expected = self.model.blob(context(of), resource(id), client, pages);
-                let create = create_blob(context(of), resource(id), client, pages * PAGE);
-                assert_eq!(self.run(&create), expected, "{op:?}");
+            Op::Blob(context, resource, client, pages) => {
+                let expected = self.model.blob(context, resource, client, pages);
+                let create = create_blob(context, resource, client, pages * PAGE);
+                (self.run(&create), expected)
             }
-            Op::Map(id, Small(page)) => {
-                let expected = self.model.map(resource(id), page);
-                let map = map_blob(resource(id), page * PAGE);
-                assert_eq!(self.run(&map), expected, "{op:?}");
+            Op::Map(resource, page) => {
+                let expected = self.model.map(resource, page);
+                (self.run(&map_blob(resource, page * PAGE)), expected)
             }
-            Op::Unmap(id) => {
-                let expected = self.model.unmap(resource(id));
-                let unmap = of_resource(cmd::RESOURCE_UNMAP_BLOB, 0, resource(id));
-                assert_eq!(self.run(&unmap), expected, "{op:?}");
+            Op::Unmap(resource) => {
+                let expected = self.model.unmap(resource);
+                let unmap = of_resource(cmd::RESOURCE_UNMAP_BLOB, 0, resource);
+                (self.run(&unmap), expected)
             }
-            Op::Unref(id) => {
-                let expected = self.model.unref(resource(id));
-                let unref = of_resource(cmd::RESOURCE_UNREF, 0, resource(id));
-                assert_eq!(self.run(&unref), expected, "{op:?}");
+            Op::Unref(resource) => {
+                let expected = self.model.unref(resource);
+                let unref = of_resource(cmd::RESOURCE_UNREF, 0, resource);
+                (self.run(&unref), expected)
             }
-            Op::Write(id, Small(page), value) => {
-                if let Some(place) = self.model.write(resource(id), page, value) {
+            Op::Write(resource, page, value) => {
+                if let Some(place) = self.model.write(resource, page, value) {
                     let bytes = value.to_le_bytes().repeat(PAGE as usize / 4);
-                    let window = self.gpu.window_fd();
-                    let written = rustix::io::pwrite(window.as_fd(), &bytes, place * PAGE);
+                    let written = rustix::io::pwrite(self.gpu.window_fd(), &bytes, place * PAGE);
                     assert_eq!(written, Ok(bytes.len()));
                 }
+                return;
             }
-            Op::Fill(of, Small(client_id), Small(page), Small(pages), value) => {
+            Op::Fill(context, client_id, page, pages, value) => {
                 let range = range(client_id, page, pages);
-                let expected = self.model.fill(context(of), client_id, page, pages, value);
-                assert_eq!(
-                    self.ask(context(of), Fill { range, value }),
-                    expected,
-                    "{op:?}"
-                );
+                let expected = self.model.fill(context, client_id, page, pages, value);
+                (self.ask(context, Fill { range, value }), expected)
             }
-            Op::Copy(of, from, Small(from_page), to, Small(to_page), Small(pages)) => {
-                let expected =
-                    self.model
-                        .copy(context(of), (from.0, from_page), (to.0, to_page), pages);
+            Op::Copy(context, from, to, pages) => {
+                let expected = self.model.copy(context, from, to, pages);
                 let copy = Copy {
-                    source: range(from.0, from_page, pages),
+                    source: range(from.0, from.1, pages),
                     destination_client_id: to.0,
-                    destination_offset: to_page * PAGE,
+                    destination_offset: to.1 * PAGE,
                 };
-                assert_eq!(self.ask(context(of), copy), expected, "{op:?}");
+                (self.ask(context, copy), expected)
             }
             Op::Reset => {
                 self.gpu.reset();
                 self.model = Model::default();
+                return;
             }
-        }
+        };
+        assert_eq!(done.0, done.1, "whether {op:?} succeeds");
     }
 
     /// The device is as the model says.
@@ -278,9 +280,13 @@ fn range(client_id: u64, page: u64, pages: u64) -> MemoryRange {
     }
 }
 
-fuzz_target!(|ops: Vec<Op>| {
+fuzz_target!(|bytes: &[u8]| {
     let mut guest = Guest::new();
-    for &op in ops.iter().take(64) {
+    for context in [1, 2] {
+        guest.open(context);
+    }
+    let (records, _) = bytes.as_chunks();
+    for op in records.iter().take(64).map(Op::from) {
         guest.apply(op);
         guest.check(op);
     }
