@@ -43,7 +43,9 @@ impl Guest {
 
     /// Host processes see the memory no longer. What they have open they keep, until what is returned is over.
     pub(super) fn hide(&mut self, key: MemoryKey) -> Option<Until> {
-        let id = self.memories.get_mut(&key)?.shared_mut().export.take()?;
+        // Each memory ends with this, and few were shared: nothing is made for it.
+        let shared = self.memories.get_mut(&key)?.shared.as_mut()?;
+        let id = shared.export.take()?;
         self.shown.remove(&id);
         self.exports.as_ref()?.remove(id);
         Some(Until::Closed(id))
