@@ -68,10 +68,9 @@ fn boot(transport: Transport, group: &'static str) -> &'static Boot {
         "any" => (&ANY, WINDOW),
         _ => (&SMALL, SMALL_WINDOW),
     };
-    let boot = boots[transport as usize]
-        .get_or_init(|| std::panic::catch_unwind(|| Boot::new(transport, group, window)).ok());
-    boot.as_ref()
-        .expect("the boot of this group, which failed in another test too")
+    fixture::once(&boots[transport as usize], || {
+        Boot::new(transport, group, window)
+    })
 }
 
 macro_rules! tests {

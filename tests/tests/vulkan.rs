@@ -11,9 +11,7 @@ use crate::fixture;
 /// `None` where it failed.
 fn boot() -> &'static Output {
     static BOOT: OnceLock<Option<Output>> = OnceLock::new();
-    let boot = BOOT.get_or_init(|| std::panic::catch_unwind(run).ok());
-    boot.as_ref()
-        .expect("the boot of these checks, which failed in another test too")
+    fixture::once(&BOOT, run)
 }
 
 fn run() -> Output {

@@ -2,7 +2,7 @@
 
 mod icd;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -79,21 +79,25 @@ fn over_the_socket(flags: &DaemonFlags) -> Result<()> {
         note("no Vulkan loader and driver on this host: going on with plain system memory");
     }
     step("building hostblobd", crate::daemon::binary)?;
-    let program = step("building the program", || {
-        build::host_binary(PACKAGE, PROGRAM)
-    })?;
-    let mut daemon = Daemon::builder().args(flags.arguments()).start()?;
-    println!();
-    println!(
-        "host:  hostblobd serves its local socket ({})",
-        provider(&daemon)
-    );
+    let (program, mut daemon) = program_and_daemon(flags, PROGRAM)?;
     let status = run_program(&program, &daemon)?;
     finish(&mut daemon)?;
     if !status {
         bail!("the program found something wrong; see above");
     }
     Ok(())
+}
+
+/// A program for this host, and a daemon that serves the local socket.
+fn program_and_daemon(flags: &DaemonFlags, name: &str) -> Result<(PathBuf, Daemon)> {
+    let program = step("building the program", || build::host_binary(PACKAGE, name))?;
+    let daemon = Daemon::builder().args(flags.arguments()).start()?;
+    println!();
+    println!(
+        "host:  hostblobd serves its local socket ({})",
+        provider(&daemon)
+    );
+    Ok((program, daemon))
 }
 
 fn run_program(program: &Path, daemon: &Daemon) -> Result<bool> {

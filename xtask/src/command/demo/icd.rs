@@ -5,10 +5,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{PACKAGE, finish, provider, succeeded, tell_of_the_boot};
+use super::{PACKAGE, finish, program_and_daemon, succeeded, tell_of_the_boot};
 use crate::build;
 use crate::command::{self, DaemonFlags};
-use crate::daemon::Daemon;
 use crate::host_packages::{self, Extent};
 use crate::libraries::Set;
 use crate::progress::step;
@@ -29,15 +28,7 @@ pub(super) fn run(flags: &DaemonFlags, no_vm: bool) -> Result<()> {
 }
 
 fn over_the_socket(flags: &DaemonFlags, driver: &Path, memory: &Path) -> Result<()> {
-    let program = step("building the program", || {
-        build::host_binary(PACKAGE, PROGRAM)
-    })?;
-    let mut daemon = Daemon::builder().args(flags.arguments()).start()?;
-    println!();
-    println!(
-        "host:  hostblobd serves its local socket ({})",
-        provider(&daemon)
-    );
+    let (program, mut daemon) = program_and_daemon(flags, PROGRAM)?;
     println!("host:  HOSTBLOB_SOCKET={}", daemon.local_socket().display());
     println!("host:  VK_DRIVER_FILES={}", driver.display());
     let status = Command::new(program)
