@@ -10,6 +10,7 @@ use hostblob_allocator::window::Warmth;
 use hostblob_protocol::DEFAULT_CAPSET_ID;
 
 use crate::gpu::{Display, MAX_SIDE};
+use crate::sandbox;
 
 /// Host-visible GPU memory for one virtual machine.
 ///
@@ -39,9 +40,12 @@ pub enum Command {
     /// What hostblobd runs the GPU driver in: speaks to it on standard input
     #[command(hide = true)]
     Provider(Gpu),
+    /// What starts that for hostblobd: is told so on standard input
+    #[command(hide = true)]
+    Launcher(Gpu),
 }
 
-/// Which GPU, and how it is watched.
+/// Which GPU, and how its driver and hostblobd are watched.
 #[derive(Debug, Clone, Args)]
 pub struct Gpu {
     /// What attaches the GPU: auto, vulkan, gl or system (plain memory)
@@ -56,6 +60,9 @@ pub struct Gpu {
     /// Run Vulkan under VK_LAYER_KHRONOS_validation
     #[arg(long)]
     pub validation: bool,
+    /// What hostblobd and the process with the GPU driver may do (docs/sandbox.md)
+    #[arg(long, value_enum, default_value = "on")]
+    pub sandbox: sandbox::Mode,
     /// Least severe log level: error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log: log::LevelFilter,
@@ -76,6 +83,7 @@ impl Gpu {
         let mut flags = vec![
             format!("--provider={}", self.provider),
             format!("--memory-limit={}", self.memory_limit),
+            format!("--sandbox={}", self.sandbox),
             format!("--log={}", self.log),
         ];
         flags.extend(self.device.iter().map(|device| match device {

@@ -2,9 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -23,6 +21,8 @@ use crate::cli::{ProviderProcess, Serve, TransportKind, WindowModeKind};
 use crate::export;
 use crate::gpu::renderers::{Offer, RendererError, Renderers};
 use crate::gpu::{BlobMem, Gpu, RestoreError, Waker};
+use crate::launcher::Launcher;
+use crate::sandbox::{Needs, Sandbox, SandboxError};
 use crate::shutdown::Shutdown;
 use crate::transport::snapshot::{self, Snapshots};
 use crate::transport::{self, SocketError, TransportError};
@@ -44,6 +44,9 @@ pub enum DaemonError {
     /// Other renderers cannot be had.
     #[error(transparent)]
     Renderers(#[from] RendererError),
+    /// The system does not let it give up what it does not need.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     /// Limits that make no sense.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -69,22 +72,30 @@ pub enum DaemonError {
     System(&'static str, std::io::Error),
 }
 
-/// Serves until SIGTERM or SIGINT.
+/// Serves until SIGTERM or SIGINT. The caller has no second thread.
 pub fn run(flags: &Serve) -> Result<(), DaemonError> {
     let asks_the_vmm = flags.socket_path.is_some() && flags.transport == TransportKind::VhostUser;
     if flags.window_mode == WindowModeKind::OnDemand && !asks_the_vmm {
         return Err(DaemonError::WindowMode);
     }
-    let shutdown = Shutdown::new().map_err(|e| DaemonError::System("eventfd", e))?;
-    end_on_signals(&shutdown).map_err(|e| DaemonError::System("signal handlers", e))?;
     // Sockets and snapshots are for their owner alone.
     rustix::process::umask(rustix::fs::Mode::from_bits_truncate(0o077));
-    serve(flags, &shutdown)
+    // What it starts needs more than hostblobd itself.
+    let launcher = launcher(flags).map_err(ProcessError::System)?;
+    let sandbox = Sandbox::enter(flags.gpu.sandbox, Needs::of_daemon(flags))?;
+    let shutdown = Shutdown::new().map_err(|e| DaemonError::System("eventfd", e))?;
+    end_on_signals(&shutdown).map_err(|e| DaemonError::System("signal handlers", e))?;
+    let provider = open_provider(flags, launcher)?;
+    serve(flags, provider, &shutdown, || sandbox.close())
 }
 
-/// Serves until `shutdown`.
-pub(crate) fn serve(flags: &Serve, shutdown: &Shutdown) -> Result<(), DaemonError> {
-    let provider = open_provider(flags)?;
+/// Serves until `shutdown`. When everything is open that has a path, `is_ready` is called.
+pub(crate) fn serve(
+    flags: &Serve,
+    provider: Arc<dyn Provider>,
+    shutdown: &Shutdown,
+    is_ready: impl FnOnce() -> Result<(), SandboxError>,
+) -> Result<(), DaemonError> {
     let config = Config {
         window_size: flags.window,
         memory_limit: flags.gpu.memory_limit,
@@ -125,16 +136,18 @@ pub(crate) fn serve(flags: &Serve, shutdown: &Shutdown) -> Result<(), DaemonErro
         "the export socket",
         |listener| export::spawn(listener, exports, shutdown.clone()),
     )?;
-    let served = match &flags.socket_path {
+    let vmm = flags.socket_path.as_deref().map(bind).transpose()?;
+    is_ready()?;
+    let served = match &vmm {
         None => {
             wait_for(shutdown);
             Ok(())
         }
-        Some(path) => {
+        Some((listener, _file)) => {
             let new_gpu = first_restored(restored, |waker| {
                 new_gpu(flags, &host, renderers.as_ref(), waker)
             });
-            serve_vmm(flags, path, new_gpu, shutdown, &snapshots)
+            serve_vmm(flags, listener, new_gpu, shutdown, &snapshots)
         }
     };
     shutdown.request();
@@ -144,24 +157,24 @@ pub(crate) fn serve(flags: &Serve, shutdown: &Shutdown) -> Result<(), DaemonErro
     served.map(|()| log::info!("ended"))
 }
 
-/// The provider, in a process of its own unless the flags say otherwise. Plain memory needs no driver, and so no process.
-fn open_provider(flags: &Serve) -> Result<Arc<dyn Provider>, DaemonError> {
-    if flags.provider_process == ProviderProcess::Off || flags.gpu.provider == Choice::System {
+/// What starts the provider's process, where there is to be one. Plain memory needs no driver, and so no process.
+fn launcher(flags: &Serve) -> std::io::Result<Option<Launcher>> {
+    let wanted =
+        flags.provider_process == ProviderProcess::On && flags.gpu.provider != Choice::System;
+    wanted.then(|| Launcher::start(&flags.gpu)).transpose()
+}
+
+/// The provider, in a process of its own where there is a launcher.
+fn open_provider(
+    flags: &Serve,
+    launcher: Option<Launcher>,
+) -> Result<Arc<dyn Provider>, DaemonError> {
+    let Some(launcher) = launcher else {
         let opened = provider::open(flags.gpu.provider, &flags.gpu.options())?;
         log::info!("provider: {}", opened.reason);
         return Ok(opened.provider);
-    }
-    let arguments = flags.gpu.to_flags();
-    let spawn = move |socket: OwnedFd| {
-        Command::new("/proc/self/exe")
-            .arg0("hostblobd")
-            .arg("provider")
-            .args(&arguments)
-            .stdin(Stdio::from(socket))
-            // Signals of a terminal are for the daemon, which ends it.
-            .process_group(0)
-            .spawn()
     };
+    let spawn = move |socket: OwnedFd| launcher.launch(&socket);
     let provider = ProcessProvider::new(Box::new(spawn), Duration::from_secs(flags.gpu_timeout))?;
     log::info!("provider, in a process of its own: {}", provider.reason());
     Ok(Arc::new(provider))
@@ -240,18 +253,17 @@ fn new_gpu(
 
 fn serve_vmm(
     flags: &Serve,
-    path: &Path,
+    listener: &UnixListener,
     new_gpu: impl Fn(Waker) -> std::io::Result<Gpu>,
     shutdown: &Shutdown,
     snapshots: &Snapshots,
 ) -> Result<(), DaemonError> {
-    let (listener, _file) = bind(path)?;
     match flags.transport {
         TransportKind::VfioUser => {
-            transport::vfio_user::serve_saveable(&listener, new_gpu, shutdown, snapshots)?;
+            transport::vfio_user::serve_saveable(listener, new_gpu, shutdown, snapshots)?;
         }
         TransportKind::VhostUser => {
-            transport::vhost_user::serve_saveable(&listener, new_gpu, shutdown, snapshots)?;
+            transport::vhost_user::serve_saveable(listener, new_gpu, shutdown, snapshots)?;
         }
     }
     Ok(())

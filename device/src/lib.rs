@@ -11,12 +11,15 @@
 //! | [`virtqueue`] | how are they read from guest memory? |
 //! | [`shutdown`] | how does everything end? |
 //! | [`cli`], [`daemon`], [`info`] | what does `hostblobd` do with its flags? |
+//! | [`launcher`], [`sandbox`] | what may its processes do, and who starts them? |
 
 pub mod cli;
 pub mod daemon;
 pub mod export;
 pub mod gpu;
 pub mod info;
+pub mod launcher;
+pub mod sandbox;
 pub mod shutdown;
 pub mod transport;
 pub mod virtqueue;

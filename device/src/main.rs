@@ -1,16 +1,18 @@
 //! hostblobd: serves host-visible GPU memory to one VM.
 
+use std::io;
 use std::process::ExitCode;
 
 use clap::Parser;
 use hostblob_allocator::provider;
-use hostblob_device::cli::{Cli, Command};
-use hostblob_device::{daemon, info};
+use hostblob_device::cli::{Cli, Command, Gpu};
+use hostblob_device::sandbox::{Needs, Sandbox};
+use hostblob_device::{daemon, info, launcher};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let level = match &cli.command {
-        Some(Command::Provider(gpu)) => gpu.log,
+        Some(Command::Provider(gpu) | Command::Launcher(gpu)) => gpu.log,
         Some(Command::Info) | None => cli.serve.gpu.log,
     };
     env_logger::Builder::new()
@@ -24,15 +26,8 @@ fn main() -> ExitCode {
             print!("{}", info::report());
             ExitCode::SUCCESS
         }
-        Some(Command::Provider(gpu)) => {
-            match provider::process::serve_stdin(gpu.provider, &gpu.options()) {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(error) => {
-                    eprintln!("hostblobd provider: {error}; hostblobd itself starts it");
-                    ExitCode::FAILURE
-                }
-            }
-        }
+        Some(Command::Provider(gpu)) => ended("provider", serve_driver(&gpu)),
+        Some(Command::Launcher(gpu)) => ended("launcher", launcher::serve_stdin(&gpu)),
         None => match daemon::run(&cli.serve) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
@@ -40,5 +35,22 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
+    }
+}
+
+/// The process with the GPU driver: what a driver does not need is given up before there is one.
+fn serve_driver(gpu: &Gpu) -> io::Result<()> {
+    Sandbox::enter(gpu.sandbox, Needs::of_driver())?.close()?;
+    provider::process::serve_stdin(gpu.provider, &gpu.options())
+}
+
+/// The end of a process that hostblobd has started.
+fn ended(role: &str, result: io::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("hostblobd {role}: {error}; hostblobd itself starts it");
+            ExitCode::FAILURE
+        }
     }
 }

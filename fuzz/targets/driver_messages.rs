@@ -198,7 +198,7 @@ fn provider(
             thread::spawn(move || serve(socket, Choice::System, &Options::default()));
         }
         // What is waited for, and killed.
-        Command::new("true").spawn()
+        Command::new("true").spawn()?.try_into()
     };
     ProcessProvider::new(Box::new(spawn), JOB_TIME)
 }

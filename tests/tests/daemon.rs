@@ -1,5 +1,7 @@
 //! hostblobd as a program: how it starts, refuses, and ends.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -9,6 +11,7 @@ use hostblob_tests::scenario::WINDOW;
 
 use xtask::vm::Transport;
 
+use crate::driver::processes;
 use crate::fixture::{self, Provider};
 
 fn hostblobd(arguments: &[&str]) -> Output {
@@ -42,6 +45,53 @@ fn refuses(arguments: &[&str], needle: &str) {
     );
 }
 
+/// What the kernel says of each thread of a process.
+fn threads(pid: i32) -> Vec<String> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
+    let status = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("status"));
+    threads
+        .flatten()
+        .map(status)
+        .collect::<Result<_, _>>()
+        .expect("it goes on")
+}
+
+#[test]
+fn each_thread_has_given_up_what_it_does_not_need() {
+    let has = |status: &str, name: &str, value: &str| {
+        let line = status.lines().find(|line| line.starts_with(name));
+        let word = line.and_then(|line| line.split_whitespace().nth(1));
+        assert_eq!(word, Some(value), "{name} of {status}");
+    };
+    let builder = fixture::daemon(Provider::Vulkan, WINDOW).transport(Transport::VfioUser);
+    let daemon = builder.start().expect("hostblobd starts");
+    let [launcher, driver] = processes(&daemon).expect("its processes");
+    let own = i32::try_from(daemon.pid()).expect("a process id");
+    // The launcher starts programs: it has all system calls.
+    for (pid, filtered) in [(own, "2"), (launcher, "0"), (driver, "2")] {
+        let threads = threads(pid);
+        assert!(pid == launcher || threads.len() > 1);
+        for status in threads {
+            has(&status, "NoNewPrivs:", "1");
+            has(&status, "Seccomp:", filtered);
+            for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+                has(&status, set, "0000000000000000");
+            }
+        }
+    }
+    fixture::finish(daemon);
+    let builder = fixture::daemon(Provider::Vulkan, WINDOW).args(["--sandbox", "off"]);
+    let daemon = builder.start().expect("hostblobd starts");
+    let [_, driver] = processes(&daemon).expect("its processes");
+    for pid in [i32::try_from(daemon.pid()).expect("a process id"), driver] {
+        for status in threads(pid) {
+            has(&status, "NoNewPrivs:", "0");
+            has(&status, "Seccomp:", "0");
+        }
+    }
+    fixture::finish(daemon);
+}
+
 #[test]
 fn wrong_flags_are_one_clear_line() {
     let folder = tempfile::tempdir().unwrap();
@@ -49,6 +99,14 @@ fn wrong_flags_are_one_clear_line() {
     let local = ["--local-socket", &socket, "--provider", "system"];
     let with = |more: &[&'static str]| [&local[..], more].concat();
     refuses(&[], "not provided");
+    let closed = folder.path().join("closed");
+    std::fs::create_dir(&closed).unwrap();
+    std::fs::set_permissions(&closed, Permissions::from_mode(0o555)).unwrap();
+    let inside = closed.join("s").to_string_lossy().into_owned();
+    refuses(
+        &["--local-socket", &inside, "--provider", "system"],
+        "no permission",
+    );
     refuses(&with(&["--window", "3G"]), "power of two");
     refuses(&with(&["--window", "1M"]), "2 MiB");
     refuses(&with(&["--window", "lots"]), "error:");

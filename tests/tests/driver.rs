@@ -18,13 +18,24 @@ fn kills() -> u32 {
 
 /// The process that has the driver now.
 pub(crate) fn driver(daemon: &Daemon) -> Option<rustix::process::Pid> {
-    let threads = fs::read_dir(format!("/proc/{}/task", daemon.pid())).ok()?;
+    let [_, driver] = processes(daemon)?;
+    rustix::process::Pid::from_raw(driver)
+}
+
+/// hostblobd's launcher, and the process with the driver that it has started.
+pub(crate) fn processes(daemon: &Daemon) -> Option<[i32; 2]> {
+    let launcher = child(i32::try_from(daemon.pid()).ok()?)?;
+    Some([launcher, child(launcher)?])
+}
+
+/// A process' only child.
+fn child(pid: i32) -> Option<i32> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
     let children = threads
         .flatten()
         .filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok())
         .collect::<String>();
-    let child = children.split_whitespace().next()?.parse().ok()?;
-    rustix::process::Pid::from_raw(child)
+    children.split_whitespace().next()?.parse().ok()
 }
 
 /// How often a driver was there again.

@@ -211,6 +211,11 @@ pub enum SocketError {
     /// A file that is not a socket is there.
     #[error("{0}: exists and is not a socket; choose another path")]
     NotASocket(PathBuf),
+    /// This user may not make it.
+    #[error(
+        "{0}: no permission to make a socket there; choose a folder of this user, as root too (docs/sandbox.md)"
+    )]
+    Denied(PathBuf),
     /// The system refuses.
     #[error("{path}: cannot listen there: {error}")]
     Bind {
@@ -225,9 +230,12 @@ pub enum SocketError {
 ///
 /// The path appears when connections are taken, never before: whoever starts a VMM may wait for it.
 pub fn listen(path: &Path) -> Result<UnixListener, SocketError> {
-    let error = |error| SocketError::Bind {
-        path: path.to_owned(),
-        error,
+    let error = |error: io::Error| {
+        let path = path.to_owned();
+        match error.kind() {
+            io::ErrorKind::PermissionDenied => SocketError::Denied(path),
+            _ => SocketError::Bind { path, error },
+        }
     };
     match bind(path) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}

@@ -34,7 +34,6 @@ mod tests;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::process::Child;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -46,12 +45,13 @@ use super::desk::ToWorker;
 use super::front::Threads;
 use super::{CompletionSink, Description, Provider, Session};
 use book::{Book, Outgoing};
-use running::{Running, end};
+use running::Running;
 use starter::Starter;
 use watch::Watch;
 use wire::{FromChild, ToChild};
 
 pub use child::{serve, serve_stdin};
+pub use running::Process;
 
 /// Longest time that a process may take until it serves. Drivers that compile shaders at start take seconds on a busy host.
 pub const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -66,7 +66,7 @@ const LEAST_PAUSE: Duration = Duration::from_millis(if cfg!(fuzzing) { 0 } else 
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Makes a process that calls [`serve_stdin`], with this socket as its standard input.
-pub type Spawn = Box<dyn Fn(OwnedFd) -> io::Result<Child> + Send>;
+pub type Spawn = Box<dyn Fn(OwnedFd) -> io::Result<Process> + Send>;
 
 /// Why there is no such provider.
 #[derive(Debug, Error)]
@@ -282,12 +282,12 @@ impl Keeper {
 
     /// The process has ended, or is ended now.
     fn ended(&mut self, why: &str) {
-        let Some(mut running) = self.running.take() else {
+        let Some(running) = self.running.take() else {
             return;
         };
         log::error!("the process with the GPU driver is started again: {why}");
         // Before anybody is told: until then the driver may reach memory.
-        end(&mut running.child, Duration::ZERO);
+        running.process.end(Duration::ZERO);
         drop(running);
         self.watch = Watch::new();
         for book in self.sessions.values_mut() {

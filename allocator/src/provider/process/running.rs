@@ -1,14 +1,16 @@
 //! The process as seen from here: its start, its socket, its end.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::Child;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions};
 
 use super::wire::{self, FromChild, ToChild};
 use super::{ProcessError, START_TIMEOUT, Spawn};
@@ -20,9 +22,69 @@ const END_TIMEOUT: Duration = Duration::from_secs(5);
 /// What the reader hears; the channel ends with the process.
 pub(super) type Heard = (FromChild, Vec<OwnedFd>);
 
+/// A process, of ours or of another one, by its pidfd (pidfd_open(2)).
+#[derive(Debug)]
+pub struct Process(OwnedFd);
+
+impl Process {
+    /// Whether it has ended, `patience` from now at the latest. It reaches no memory any more then.
+    pub fn ends_within(&self, patience: Duration) -> bool {
+        // What is too long for the system is for ever.
+        let patience = Timespec::try_from(patience).ok();
+        let mut poll = [PollFd::new(&self.0, PollFlags::IN)];
+        loop {
+            match rustix::event::poll(&mut poll, patience.as_ref()) {
+                Err(rustix::io::Errno::INTR) => {}
+                Ok(0) | Err(_) => return false,
+                Ok(_) => break,
+            }
+        }
+        // Another one's child is its own to reap.
+        let _ = rustix::process::waitid(WaitId::PidFd(self.0.as_fd()), WaitIdOptions::EXITED);
+        true
+    }
+
+    /// Lets it end by itself for `patience`, then kills it. It has ended when this returns.
+    pub fn end(&self, patience: Duration) {
+        if !self.ends_within(patience) {
+            let _ = rustix::process::pidfd_send_signal(&self.0, Signal::KILL);
+            self.ends_within(Duration::MAX);
+        }
+    }
+}
+
+impl AsFd for Process {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl From<OwnedFd> for Process {
+    fn from(pidfd: OwnedFd) -> Self {
+        Self(pidfd)
+    }
+}
+
+impl TryFrom<Child> for Process {
+    type Error = io::Error;
+
+    /// The child goes where it cannot be had so.
+    fn try_from(mut child: Child) -> io::Result<Self> {
+        let pid = rustix::process::Pid::from_child(&child);
+        match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(pidfd) => Ok(Self(pidfd)),
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(error.into())
+            }
+        }
+    }
+}
+
 /// A process that serves.
 pub(super) struct Running {
-    pub(super) child: Child,
+    pub(super) process: Process,
     socket: UnixStream,
     pub(super) heard: Receiver<Heard>,
     pub(super) description: Description,
@@ -42,10 +104,10 @@ impl Running {
         let (socket, theirs) = UnixStream::pair()?;
         socket.set_write_timeout(Some(patience))?;
         announce(&socket)?;
-        let mut child = spawn(theirs.into())?;
+        let process = spawn(theirs.into())?;
         match ready(&socket).and_then(|told| Ok((told, reader(&socket)?))) {
             Ok(((description, reason), heard)) => Ok(Self {
-                child,
+                process,
                 socket,
                 heard,
                 description,
@@ -53,7 +115,7 @@ impl Running {
                 generation,
             }),
             Err(error) => {
-                end(&mut child, Duration::ZERO);
+                process.end(Duration::ZERO);
                 Err(error)
             }
         }
@@ -68,21 +130,8 @@ impl Drop for Running {
     fn drop(&mut self) {
         // It hears the end of its socket, and so does our reader.
         let _ = self.socket.shutdown(std::net::Shutdown::Both);
-        end(&mut self.child, END_TIMEOUT);
+        self.process.end(END_TIMEOUT);
     }
-}
-
-/// Waits for a process to end by itself, then kills it. When this returns its driver reaches no memory any more.
-pub(super) fn end(child: &mut Child, patience: Duration) {
-    let deadline = Instant::now() + patience;
-    while Instant::now() < deadline {
-        if let Ok(Some(_)) = child.try_wait() {
-            return;
-        }
-        thread::sleep(Duration::from_millis(1));
-    }
-    let _ = child.kill();
-    let _ = child.wait();
 }
 
 /// What a new process says first.

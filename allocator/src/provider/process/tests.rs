@@ -49,7 +49,7 @@ fn provider_with(choice: Choice, job_time: Duration) -> (ProcessProvider, Pid) {
     let spawn = move |socket: OwnedFd| {
         let child = command(choice).stdin(Stdio::from(socket)).spawn()?;
         seen.store(child.id(), Ordering::SeqCst);
-        Ok(child)
+        child.try_into()
     };
     (
         ProcessProvider::new(Box::new(spawn), job_time).unwrap(),
@@ -103,16 +103,20 @@ fn it_says_why_it_does_not_serve() {
         command(Choice::Gl)
             .env("__EGL_VENDOR_LIBRARY_DIRS", "/nonexistent")
             .stdin(Stdio::from(socket))
-            .spawn()
+            .spawn()?
+            .try_into()
     };
     match ProcessProvider::new(Box::new(without), JOB_TIME) {
         Err(ProcessError::Refused(why)) => assert!(why.contains("libgl1-mesa-dri"), "{why}"),
         other => panic!("{other:?}"),
     }
-    let not_there = |_: OwnedFd| Command::new("/nonexistent").spawn();
+    let not_there = |_: OwnedFd| Command::new("/nonexistent").spawn()?.try_into();
     let error = ProcessProvider::new(Box::new(not_there), JOB_TIME).unwrap_err();
     assert!(matches!(error, ProcessError::System(_)), "{error}");
-    let ends = |socket: OwnedFd| Command::new("true").stdin(Stdio::from(socket)).spawn();
+    let ends = |socket: OwnedFd| {
+        let mut command = Command::new("true");
+        command.stdin(Stdio::from(socket)).spawn()?.try_into()
+    };
     let error = ProcessProvider::new(Box::new(ends), JOB_TIME).unwrap_err();
     assert!(matches!(error, ProcessError::Ended), "{error}");
 }
@@ -299,7 +303,7 @@ fn while_a_process_starts_nobody_waits_for_it() {
         };
         let child = command.arg("1000").stdin(Stdio::from(socket)).spawn()?;
         seen.store(child.id(), Ordering::SeqCst);
-        Ok(child)
+        child.try_into()
     };
     let provider = ProcessProvider::new(Box::new(spawn), JOB_TIME).unwrap();
     let mut guest = Guest::new(&provider, MIB);
@@ -331,7 +335,8 @@ fn lying(first: impl Fn(&UnixStream) + Send + Sync + 'static) -> ProcessProvider
     let first = Arc::new(first);
     let spawn = move |socket: OwnedFd| {
         if turn.fetch_add(1, Ordering::SeqCst) > 0 {
-            return command(Choice::System).stdin(Stdio::from(socket)).spawn();
+            let child = command(Choice::System).stdin(Stdio::from(socket)).spawn()?;
+            return child.try_into();
         }
         let first = Arc::clone(&first);
         honest.lock().push(thread::spawn(move || {
@@ -349,7 +354,7 @@ fn lying(first: impl Fn(&UnixStream) + Send + Sync + 'static) -> ProcessProvider
                 }
             }
         }));
-        Command::new("sleep").arg("1000").spawn()
+        Command::new("sleep").arg("1000").spawn()?.try_into()
     };
     ProcessProvider::new(Box::new(spawn), JOB_TIME).unwrap()
 }

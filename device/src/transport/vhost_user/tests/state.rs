@@ -240,7 +240,10 @@ impl Hostblobd {
         let cli = crate::cli::Cli::parse_from([&flags[..], &sizes, more].concat());
         let shutdown = Shutdown::new().unwrap();
         let ends = shutdown.clone();
-        let thread = std::thread::spawn(move || crate::daemon::serve(&cli.serve, &ends));
+        let options = cli.serve.gpu.options();
+        let opened = hostblob_allocator::provider::open(cli.serve.gpu.provider, &options).unwrap();
+        let serve = move || crate::daemon::serve(&cli.serve, opened.provider, &ends, || Ok(()));
+        let thread = std::thread::spawn(serve);
         while !socket.exists() && !thread.is_finished() {
             std::thread::sleep(Duration::from_millis(1));
         }
