@@ -15,6 +15,9 @@ use crate::vm::Transport;
 /// Environment variable that names a hostblobd which is built already.
 pub const ENV: &str = "HOSTBLOB_DAEMON";
 
+/// Environment variable: `off` starts it without its sandbox, unless a test says otherwise. Builds that measure themselves write files.
+pub const SANDBOX_ENV: &str = "HOSTBLOB_SANDBOX";
+
 /// Longest time until it listens: the probe of a GPU takes part of it.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest time that an orderly end may take.
@@ -170,6 +173,11 @@ impl DaemonBuilder {
                 .arg("--socket-path")
                 .arg(folder.path().join("vmm.sock"));
             command.arg("--transport").arg(transport.name());
+        }
+        if let Some(mode) = std::env::var_os(SANDBOX_ENV)
+            && !self.arguments.iter().any(|flag| flag == "--sandbox")
+        {
+            command.arg("--sandbox").arg(mode);
         }
         command.args(&self.arguments);
         command

@@ -17,7 +17,7 @@ mod privileges;
 mod tests;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
@@ -98,15 +98,19 @@ impl Needs {
         Self {
             driver: flags.provider_process == ProviderProcess::Off || !flags.capsets.is_empty(),
             compositor: flags.wayland_socket.is_some(),
-            sockets: sockets.into_iter().flatten().map(folder).collect(),
-            save: flags.save.as_ref().map(folder),
+            sockets: sockets
+                .into_iter()
+                .flatten()
+                .map(|path| folder(path))
+                .collect(),
+            save: flags.save.as_deref().map(folder),
             read: flags.restore.iter().cloned().collect(),
         }
     }
 }
 
 /// Where a file is.
-fn folder(path: &PathBuf) -> PathBuf {
+fn folder(path: &Path) -> PathBuf {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
         _ => PathBuf::from("."),

@@ -20,8 +20,11 @@ const ROLE: &str = "HOSTBLOB_TEST_SANDBOX";
 /// A folder of the test's own.
 const FOLDER: &str = "HOSTBLOB_TEST_FOLDER";
 
+/// Something that a process asks for.
+type Ask = fn(&Path) -> io::Result<()>;
+
 /// What each process asks for, whoever it is, from a thread that was there before and from one that was not.
-const REFUSED_TO_ALL: [(&str, fn(&Path) -> io::Result<()>); 12] = [
+const REFUSED_TO_ALL: [(&str, Ask); 12] = [
     ("read what every user may", |_| opened("/etc/passwd")),
     ("read another process", |_| {
         opened(&format!(
