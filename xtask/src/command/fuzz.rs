@@ -6,6 +6,8 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result, bail};
 
@@ -22,6 +24,10 @@ const ADDRESS_SANITIZER: &str = "-Zsanitizer=address";
 const INPUT_TIMEOUT: u32 = 60;
 /// Longest input in bytes.
 const MAX_INPUT: u32 = 4096;
+/// Seconds of each target, unless somebody says otherwise.
+const SECONDS: u32 = 60;
+/// The least that a scheduler knows.
+const BACKGROUND: i32 = 19;
 
 /// What to run, and for how long.
 #[derive(Debug, Clone, clap::Args)]
@@ -29,8 +35,11 @@ pub struct Flags {
     /// One of fuzz/targets; all of them without it
     pub target: Option<String>,
     /// Seconds for each
-    #[arg(long, value_name = "N", default_value_t = 60)]
+    #[arg(long, value_name = "N", default_value_t = SECONDS)]
     pub seconds: u32,
+    /// Targets at a time
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub jobs: usize,
 }
 
 /// What a run came to.
@@ -53,24 +62,64 @@ pub fn run(flags: &Flags) -> Result<()> {
         }
         targets = vec![wanted.clone()];
     }
-    let binaries = build_targets(&folder, &targets)?;
-    let mut failed = Vec::new();
-    for target in &targets {
-        match run_target(&folder, &binaries, target, flags.seconds)? {
-            Ok(figures) => println!(
-                "{target}: {} executions, coverage {}, corpus {}",
-                figures.executions, figures.coverage, figures.corpus
-            ),
-            Err(why) => {
-                println!("{target}: FAILED, {why}");
-                failed.push(target.as_str());
-            }
-        }
-    }
-    if !failed.is_empty() {
-        bail!("{} failed; see above", failed.join(", "));
+    let binaries = step("building the fuzz targets", || {
+        build_targets(&folder, &targets)
+    })?;
+    let failed = run_targets(&folder, &binaries, &targets, flags)?;
+    if failed > 0 {
+        bail!("{failed} of {} failed; see above", targets.len());
     }
     Ok(())
+}
+
+/// How many passed, and how many failed.
+pub type Count = (usize, usize);
+
+/// Builds all, and runs each for a minute, while others have the processors: what they leave is enough. Joined for the counts.
+pub fn in_background() -> JoinHandle<Result<Count>> {
+    thread::spawn(|| {
+        // Of this thread, and so of what it starts.
+        rustix::process::setpriority_process(None, BACKGROUND)?;
+        let folder = build::workspace().join("fuzz");
+        let targets = targets(&folder.join("targets"))?;
+        let binaries = build_targets(&folder, &targets)?;
+        let flags = Flags {
+            target: None,
+            seconds: SECONDS,
+            jobs: thread::available_parallelism()?.get(),
+        };
+        let failed = run_targets(&folder, &binaries, &targets, &flags)?;
+        Ok((targets.len() - failed, failed))
+    })
+}
+
+/// Runs each, as many at a time as wanted; how many failed.
+fn run_targets(folder: &Path, binaries: &Path, targets: &[String], flags: &Flags) -> Result<usize> {
+    let begun = AtomicUsize::new(0);
+    let work = || {
+        let mut failed = 0;
+        while let Some(target) = targets.get(begun.fetch_add(1, Ordering::Relaxed)) {
+            match run_target(folder, binaries, target, flags.seconds)? {
+                Ok(figures) => println!(
+                    "fuzz {target}: {} executions, coverage {}, corpus {}",
+                    figures.executions, figures.coverage, figures.corpus
+                ),
+                Err(why) => {
+                    println!("fuzz {target}: FAILED, {why}");
+                    failed += 1;
+                }
+            }
+        }
+        Ok(failed)
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..flags.jobs.max(1)).map(|_| scope.spawn(work)).collect();
+        let failed = workers.into_iter().map(|worker| match worker.join() {
+            Ok(failed) => failed,
+            Err(_) => bail!("a thread panicked"),
+        });
+        failed.sum()
+    })
 }
 
 /// Each file of the folder is one.
@@ -130,14 +179,10 @@ fn build_targets(folder: &Path, targets: &[String]) -> Result<PathBuf> {
         .arg(&target)
         .args(targets.iter().flat_map(|target| ["--bin", target.as_str()]))
         .env("RUSTFLAGS", flags);
-    step("building the fuzz targets", || {
-        let status = command.status().context("cargo cannot be run")?;
-        if status.success() {
-            Ok(())
-        } else {
-            bail!("they do not build: {status}")
-        }
-    })?;
+    let status = command.status().context("cargo cannot be run")?;
+    if !status.success() {
+        bail!("the fuzz targets do not build: {status}");
+    }
     Ok(target.join(host).join("release"))
 }
 

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use crate::command::fuzz;
 use crate::environment::Environment;
 use crate::host_packages::{self, Extent};
 use crate::progress::{note, step};
@@ -28,8 +29,8 @@ pub struct Flags {
 /// Counts of tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Totals {
-    passed: u64,
-    failed: u64,
+    passed: usize,
+    failed: usize,
 }
 
 /// Runs all; the error says what failed.
@@ -43,6 +44,7 @@ pub fn run(flags: &Flags) -> Result<()> {
     let programs = step("building the guest programs", || {
         build::guest_binaries("hostblob-tests")
     })?;
+    let fuzzing = flags.filter.is_none().then(fuzz::in_background);
     let mut arguments = vec!["test", "--workspace", "--no-fail-fast"];
     if let Some(filter) = &flags.filter {
         arguments.extend(["--", filter]);
@@ -52,7 +54,17 @@ pub fn run(flags: &Flags) -> Result<()> {
     command
         .env(build::PROFILE_ENV, "dev")
         .env(GUEST_ENV, programs);
-    let (totals, success) = run_tests(&mut command)?;
+    let (mut totals, mut success) = run_tests(&mut command)?;
+    if let Some(fuzzing) = fuzzing {
+        let fuzzed = step("waiting for the fuzz targets", || match fuzzing.join() {
+            Ok(fuzzed) => fuzzed,
+            Err(_) => bail!("a thread panicked"),
+        });
+        let (passed, failed) = fuzzed?;
+        totals.passed += passed;
+        totals.failed += failed;
+        success &= failed == 0;
+    }
     println!("{} passed, {} failed", totals.passed, totals.failed);
     if !success {
         bail!("tests failed; see above");
@@ -152,7 +164,7 @@ fn parse_result(line: &str) -> Option<Totals> {
     let count = |what: &str| {
         counts
             .split(';')
-            .find_map(|part| part.trim().strip_suffix(what)?.trim().parse::<u64>().ok())
+            .find_map(|part| part.trim().strip_suffix(what)?.trim().parse::<usize>().ok())
     };
     Some(Totals {
         passed: count("passed")?,
