@@ -89,10 +89,8 @@ fn grants(needs: &Needs) -> Vec<Grant> {
     let in_folder = AccessFs::MakeReg | AccessFs::RemoveFile | AccessFs::ReadDir;
     let mut grants: Vec<Grant> = Vec::new();
     let mut grant = |path: &Path, access| grants.push((path.to_owned(), access));
-    // udmabuf makes dma-bufs of the window for host processes too; signal-safe tools open the null device.
-    for path in ["/dev/udmabuf", "/dev/null"] {
-        grant(Path::new(path), device);
-    }
+    // Dma-bufs of the window, for host processes.
+    grant(Path::new("/dev/udmabuf"), device);
     grant(Path::new("/sys/module/udmabuf/parameters"), read);
     for folder in &needs.sockets {
         grant(folder, AccessFs::MakeSock | AccessFs::RemoveFile);

@@ -18,7 +18,6 @@ mod stream;
 mod thread;
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs::File;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -29,6 +28,7 @@ use hostblob_allocator::provider::Piece;
 use hostblob_allocator::quota::{Charge, Quota};
 use hostblob_allocator::{Host, Mapping, Waker};
 use parking_lot::Mutex;
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::process::Resource as Limit;
 use rutabaga_gfx::RUTABAGA_CAPSET_CROSS_DOMAIN;
 use thiserror::Error;
@@ -448,8 +448,8 @@ fn descriptors_left(count: u32) -> Result<(), Fault> {
         .current
         .unwrap_or(u64::MAX)
         / 2;
-    let lowest = File::open("/dev/null").map(|file| {
-        let number = std::os::fd::AsRawFd::as_raw_fd(&file);
+    let lowest = eventfd(0, EventfdFlags::CLOEXEC).map(|lowest| {
+        let number = std::os::fd::AsRawFd::as_raw_fd(&lowest);
         u64::try_from(number).unwrap_or(u64::MAX)
     });
     match lowest {
