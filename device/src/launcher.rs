@@ -1,8 +1,8 @@
 //! The process that starts the processes with the GPU driver: hostblobd itself can start nothing once it serves (`sandbox`), and a driver
 //! that ends is started again.
 //!
-//! A launch is a byte with the socket of the new process; the answer is a byte, [`STARTED`] with the process' pidfd, or [`REFUSED`]. Nothing that a guest
-//! says comes here.
+//! A launch is a number with the socket of the new process; the answer is that number, with the process' pidfd where there is one.
+//! Nothing that a guest says comes here.
 
 use std::fs::File;
 use std::io;
@@ -20,10 +20,6 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 use crate::cli::Gpu;
 use crate::sandbox::{self, drop_privileges};
 
-const START: [u8; 1] = [b'?'];
-const STARTED: [u8; 1] = [b'+'];
-const REFUSED: [u8; 1] = [b'-'];
-
 /// Longest time that a launch may take: a fork and an exec.
 const LAUNCH_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a process may take to end when its socket is closed.
@@ -34,41 +30,58 @@ const MAX_PROCESSES: usize = 4;
 /// hostblobd's end. Dropping it ends the launcher.
 #[derive(Debug)]
 pub(crate) struct Launcher {
-    socket: Mutex<UnixStream>,
+    line: Mutex<Line>,
     process: Process,
+}
+
+/// To the launcher, and the number of the last launch.
+#[derive(Debug)]
+struct Line {
+    socket: UnixStream,
+    last: u8,
 }
 
 impl Launcher {
     /// Starts it. What it starts gets these flags.
     pub(crate) fn start(gpu: &Gpu) -> io::Result<Self> {
         let (socket, theirs) = UnixStream::pair()?;
-        socket.set_read_timeout(Some(LAUNCH_TIMEOUT))?;
         let process = hostblobd("launcher", gpu, theirs.into())
             // Signals of a terminal are for the daemon, which ends it.
             .process_group(0)
             .spawn()?
             .try_into()?;
+        Self::over(socket, process)
+    }
+
+    fn over(socket: UnixStream, process: Process) -> io::Result<Self> {
+        socket.set_read_timeout(Some(LAUNCH_TIMEOUT))?;
         Ok(Self {
-            socket: Mutex::new(socket),
+            line: Mutex::new(Line { socket, last: 0 }),
             process,
         })
     }
 
     /// Starts a process with the GPU driver, which is served on its standard input.
     pub(crate) fn launch(&self, served: &OwnedFd) -> io::Result<Process> {
-        let socket = self.socket.lock();
-        socket.send_with_fd(&START[..], served.as_raw_fd())?;
-        match receive(&socket)? {
-            Some((STARTED, Some(pidfd))) => Ok(OwnedFd::from(pidfd).into()),
-            Some((REFUSED, None)) => Err(io::Error::other("it cannot be started")),
-            _ => Err(io::Error::other("the process that starts it is gone")),
+        let mut line = self.line.lock();
+        line.last = line.last.wrapping_add(1);
+        line.socket
+            .send_with_fd(&[line.last][..], served.as_raw_fd())?;
+        loop {
+            let (number, pidfd) = receive(&line.socket)?
+                .ok_or_else(|| io::Error::other("the process that starts it is gone"))?;
+            // An answer may come when nobody waits for it any more: what it starts has no socket then, and ends.
+            if number == line.last {
+                let refused = || io::Error::other("it cannot be started");
+                return Ok(OwnedFd::from(pidfd.ok_or_else(refused)?).into());
+            }
         }
     }
 }
 
 impl Drop for Launcher {
     fn drop(&mut self) {
-        let _ = self.socket.lock().shutdown(std::net::Shutdown::Both);
+        let _ = self.line.lock().socket.shutdown(std::net::Shutdown::Both);
         self.process.end(2 * END_TIMEOUT);
     }
 }
@@ -81,14 +94,20 @@ fn hostblobd(role: &str, gpu: &Gpu, stdin: OwnedFd) -> Command {
     command
 }
 
-/// A byte, with a descriptor or without; `None` where the other end is closed.
-fn receive(socket: &UnixStream) -> io::Result<Option<([u8; 1], Option<File>)>> {
-    let mut byte = [0];
-    let (length, file) = socket.recv_with_fd(&mut byte)?;
+/// A number, with a descriptor or without; `None` where the other end is closed.
+fn receive(socket: &UnixStream) -> io::Result<Option<(u8, Option<File>)>> {
+    let mut number = [0];
+    let (length, file) = loop {
+        match socket.recv_with_fd(&mut number) {
+            Err(error) if error.errno() == libc::EINTR => {}
+            other => break other?,
+        }
+    };
     if let Some(file) = &file {
         rustix::io::fcntl_setfd(file, rustix::io::FdFlags::CLOEXEC)?;
     }
-    Ok((length == 1).then_some((byte, file)))
+    let [number] = number;
+    Ok((length == 1).then_some((number, file)))
 }
 
 /// The launcher's end: serves standard input until that closes, and then ends what it has started.
@@ -104,14 +123,14 @@ pub fn serve_stdin(gpu: &Gpu) -> io::Result<()> {
     let socket = UnixStream::from(socket);
     let mut processes: Vec<Process> = Vec::new();
     while wait(&socket, &mut processes)? {
-        let Some((START, Some(served))) = receive(&socket)? else {
+        let Some((number, Some(served))) = receive(&socket)? else {
             break;
         };
         match launch(gpu, served, &mut processes) {
-            Ok(pidfd) => socket.send_with_fd(&STARTED[..], pidfd.as_raw_fd())?,
+            Ok(pidfd) => socket.send_with_fd(&[number][..], pidfd.as_raw_fd())?,
             Err(error) => {
                 log::error!("no process for the GPU driver: {error}");
-                socket.send_with_fds(&[&REFUSED[..]], &[])?
+                socket.send_with_fds(&[&[number][..]], &[])?
             }
         };
     }
@@ -150,5 +169,38 @@ fn wait(socket: &UnixStream, processes: &mut Vec<Process>) -> io::Result<bool> {
         if !heard.is_empty() {
             return Ok(heard.contains(PollFlags::IN));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn served() -> OwnedFd {
+        UnixStream::pair().unwrap().0.into()
+    }
+
+    #[test]
+    fn a_late_answer_is_not_taken_for_the_next_one() {
+        let child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let asleep = Process::try_from(child).unwrap();
+        // What it is asked has room in the socket of this launcher, which has answered already, and says no more.
+        let (socket, theirs) = UnixStream::pair().unwrap();
+        let other = File::open("/dev/null").unwrap();
+        theirs.send_with_fd(&[0][..], other.as_raw_fd()).unwrap();
+        let pidfd = asleep.as_fd().as_raw_fd();
+        theirs.send_with_fd(&[1][..], pidfd).unwrap();
+        theirs.send_with_fds(&[&[2][..]], &[]).unwrap();
+        theirs.shutdown(std::net::Shutdown::Write).unwrap();
+        let gone = Command::new("true").spawn().unwrap().try_into().unwrap();
+        let launcher = Launcher::over(socket, gone).unwrap();
+        let process = launcher.launch(&served()).unwrap();
+        assert!(!process.ends_within(Duration::ZERO));
+        process.end(Duration::ZERO);
+        assert!(asleep.ends_within(Duration::ZERO), "it was this one");
+        let error = launcher.launch(&served()).unwrap_err().to_string();
+        assert_eq!(error, "it cannot be started");
+        let error = launcher.launch(&served()).unwrap_err().to_string();
+        assert_eq!(error, "the process that starts it is gone");
     }
 }
