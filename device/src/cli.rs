@@ -36,7 +36,11 @@ pub struct Cli {
 #[derive(Debug, Clone, Subcommand)]
 pub enum Command {
     /// Say what this host can offer, and the VMM command lines that load it
-    Info,
+    Info {
+        /// Look at GPUs from within the sandbox that their drivers serve in
+        #[arg(long, value_enum, default_value = "on")]
+        sandbox: sandbox::Mode,
+    },
     /// What hostblobd runs the GPU driver in: speaks to it on standard input
     #[command(hide = true)]
     Provider(Gpu),
