@@ -25,7 +25,7 @@ use crate::launcher::Launcher;
 use crate::sandbox::{Needs, Sandbox, SandboxError};
 use crate::shutdown::Shutdown;
 use crate::transport::snapshot::{self, Snapshots};
-use crate::transport::{self, SocketError, TransportError};
+use crate::transport::{self, SocketError, TransportError, Unpublished};
 
 /// Why the daemon does not run.
 #[derive(Debug, Error)]
@@ -136,6 +136,11 @@ pub(crate) fn serve(
         "the export socket",
         |listener| export::spawn(listener, exports, shutdown.clone()),
     )?;
+    // Now that their threads are there.
+    let mut sockets = Vec::new();
+    for (thread, unpublished) in local.into_iter().chain(viewers) {
+        sockets.push((thread, publish(unpublished)?));
+    }
     let vmm = flags.socket_path.as_deref().map(bind).transpose()?;
     is_ready()?;
     let served = match &vmm {
@@ -151,7 +156,7 @@ pub(crate) fn serve(
         }
     };
     shutdown.request();
-    for (thread, _file) in local.into_iter().chain(viewers) {
+    for (thread, _file) in sockets {
         let _ = thread.join();
     }
     served.map(|()| log::info!("ended"))
@@ -336,18 +341,18 @@ fn save_on_signal(path: PathBuf, snapshots: Arc<Snapshots>) -> std::io::Result<(
     Ok(())
 }
 
-/// Listens at `path`, if there is one, with a thread of its own.
+/// Listens for `path`, if there is one, with a thread of its own.
 fn serve_on(
     path: Option<&Path>,
     name: &'static str,
     spawn: impl FnOnce(UnixListener) -> std::io::Result<JoinHandle<()>>,
-) -> Result<Option<(JoinHandle<()>, SocketFile)>, DaemonError> {
+) -> Result<Option<(JoinHandle<()>, Unpublished)>, DaemonError> {
     let Some(path) = path else {
         return Ok(None);
     };
-    let (listener, file) = bind(path)?;
+    let (listener, unpublished) = Unpublished::new(path)?;
     let thread = spawn(listener).map_err(|e| DaemonError::Thread(name, e))?;
-    Ok(Some((thread, file)))
+    Ok(Some((thread, unpublished)))
 }
 
 /// A socket file that goes when the daemon does.
@@ -360,9 +365,14 @@ impl Drop for SocketFile {
 }
 
 fn bind(path: &Path) -> Result<(UnixListener, SocketFile), SocketError> {
-    let listener = transport::listen(path)?;
-    log::info!("listening on {}", path.display());
-    Ok((listener, SocketFile(path.to_owned())))
+    let (listener, unpublished) = Unpublished::new(path)?;
+    Ok((listener, publish(unpublished)?))
+}
+
+fn publish(unpublished: Unpublished) -> Result<SocketFile, SocketError> {
+    let file = SocketFile(unpublished.publish()?);
+    log::info!("listening on {}", file.0.display());
+    Ok(file)
 }
 
 fn wait_for(shutdown: &Shutdown) {

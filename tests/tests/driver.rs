@@ -12,8 +12,7 @@ use crate::fixture::{self, Provider};
 
 /// How often the driver dies: 5 times, or what the environment says for a long run.
 fn kills() -> u32 {
-    let text = std::env::var("HOSTBLOB_KILLS").unwrap_or_else(|_| "5".to_owned());
-    text.parse().expect("HOSTBLOB_KILLS is a number")
+    fixture::kills(5)
 }
 
 /// The process that has the driver now.

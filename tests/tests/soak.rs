@@ -2,7 +2,6 @@
 //!
 //! `HOSTBLOB_SOAK` says how many lives; the plot of it is `soak.svg` in the target folder.
 
-use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -13,7 +12,7 @@ use xtask::build;
 use xtask::daemon::Daemon;
 
 use crate::driver::driver;
-use crate::fixture;
+use crate::fixture::{self, Held};
 
 /// Clients, each with a context and a window of its own.
 const CONTEXTS: u64 = 8;
@@ -23,49 +22,6 @@ const HELD: usize = 8;
 const GPU_EACH: u64 = 16;
 /// What is looked at is noted so often, in all.
 const SAMPLES: u64 = 200;
-
-/// What a process holds. The window's pages are not its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Held {
-    /// `RssAnon`, in KiB.
-    resident: u64,
-    descriptors: u64,
-    mappings: u64,
-    threads: u64,
-}
-
-impl Held {
-    const NAMES: [&str; 4] = [
-        "KiB of its own resident",
-        "descriptors",
-        "mappings",
-        "threads",
-    ];
-    /// More than this beyond what was held at the beginning is a leak. Allocators keep some of what was freed.
-    const SLACK: [u64; 4] = [4096, 4, 24, 0];
-
-    fn of(pid: &str) -> Self {
-        let count =
-            |folder: &str| fs::read_dir(format!("/proc/{pid}/{folder}")).map_or(0, Iterator::count);
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
-        let field = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-            number.expect("the field")
-        };
-        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("its mappings");
-        Self {
-            resident: field("RssAnon:"),
-            descriptors: count("fd") as u64,
-            mappings: maps.lines().count() as u64,
-            threads: field("Threads:"),
-        }
-    }
-
-    fn all(self) -> [u64; 4] {
-        [self.resident, self.descriptors, self.mappings, self.threads]
-    }
-}
 
 /// 4 KiB to 1 MiB, as many of each doubling.
 fn size(number: u64) -> u64 {

@@ -21,7 +21,7 @@ mod pages;
 mod renderers;
 
 pub(crate) const CAPSET_ID: u32 = 48;
-const PAGE: u64 = 4096;
+pub(crate) const PAGE: u64 = 4096;
 
 fn gpu() -> (Gpu, Arc<FakeProvider>) {
     gpu_in(WindowMode::Premapped)
@@ -48,7 +48,7 @@ pub(crate) fn host() -> (Arc<Host>, Arc<FakeProvider>) {
     (Host::new(Arc::clone(&fake) as _, limits).unwrap(), fake)
 }
 
-fn header(cmd_type: u32, context: u32) -> CtrlHdr {
+pub(crate) fn header(cmd_type: u32, context: u32) -> CtrlHdr {
     CtrlHdr {
         cmd_type: cmd_type.into(),
         ctx_id: context.into(),
@@ -56,7 +56,7 @@ fn header(cmd_type: u32, context: u32) -> CtrlHdr {
     }
 }
 
-fn bytes<T: IntoBytes + Immutable + ?Sized>(header: CtrlHdr, body: &T) -> Vec<u8> {
+pub(crate) fn bytes<T: IntoBytes + Immutable + ?Sized>(header: CtrlHdr, body: &T) -> Vec<u8> {
     [header.as_bytes(), body.as_bytes()].concat()
 }
 
@@ -70,14 +70,14 @@ fn run<T: IntoBytes + Immutable + ?Sized>(
         .expect("no fence, no waiting")
 }
 
-fn context_body() -> CtxCreate {
+pub(crate) fn context_body() -> CtxCreate {
     CtxCreate {
         context_init: CAPSET_ID.into(),
         ..CtxCreate::default()
     }
 }
 
-fn blob(resource: u32, blob_id: u64, pages: u64) -> ResourceCreateBlob {
+pub(crate) fn blob(resource: u32, blob_id: u64, pages: u64) -> ResourceCreateBlob {
     ResourceCreateBlob {
         resource_id: resource.into(),
         blob_mem: blob_mem::HOST3D.into(),
@@ -88,7 +88,7 @@ fn blob(resource: u32, blob_id: u64, pages: u64) -> ResourceCreateBlob {
     }
 }
 
-fn map(resource: u32, offset: u64) -> ResourceMapBlob {
+pub(crate) fn map(resource: u32, offset: u64) -> ResourceMapBlob {
     ResourceMapBlob {
         resource_id: resource.into(),
         offset: offset.into(),
@@ -96,14 +96,14 @@ fn map(resource: u32, offset: u64) -> ResourceMapBlob {
     }
 }
 
-fn only(resource: u32) -> ResourceOnly {
+pub(crate) fn only(resource: u32) -> ResourceOnly {
     ResourceOnly {
         resource_id: resource.into(),
         ..Default::default()
     }
 }
 
-fn submit(data: &[u8]) -> Vec<u8> {
+pub(crate) fn submit(data: &[u8]) -> Vec<u8> {
     let size = u32::try_from(data.len()).unwrap();
     [
         CmdSubmit {

@@ -10,6 +10,8 @@
 //! with [`crate::virtqueue`].
 
 pub(crate) mod accept;
+#[cfg(test)]
+mod cut;
 pub mod local;
 mod mappings;
 pub mod snapshot;
@@ -226,50 +228,79 @@ pub enum SocketError {
     },
 }
 
+impl SocketError {
+    fn of(path: &Path, error: io::Error) -> Self {
+        let path = path.to_owned();
+        match error.kind() {
+            io::ErrorKind::PermissionDenied => Self::Denied(path),
+            _ => Self::Bind { path, error },
+        }
+    }
+}
+
 /// Listens on a Unix socket. What a killed daemon left behind is replaced; what is alive, or no socket, is not.
 ///
 /// The path appears when connections are taken, never before: whoever starts a VMM may wait for it.
 pub fn listen(path: &Path) -> Result<UnixListener, SocketError> {
-    let error = |error: io::Error| {
-        let path = path.to_owned();
-        match error.kind() {
-            io::ErrorKind::PermissionDenied => SocketError::Denied(path),
-            _ => SocketError::Bind { path, error },
-        }
-    };
-    match bind(path) {
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-        other => return other.map_err(error),
-    }
-    let is_socket = std::fs::symlink_metadata(path)
-        .is_ok_and(|metadata| std::os::unix::fs::FileTypeExt::is_socket(&metadata.file_type()));
-    if !is_socket {
-        return Err(SocketError::NotASocket(path.to_owned()));
-    }
-    match UnixStream::connect(path) {
-        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {}
-        _ => return Err(SocketError::InUse(path.to_owned())),
-    }
-    std::fs::remove_file(path).map_err(error)?;
-    bind(path).map_err(error)
+    let (listener, unpublished) = Unpublished::new(path)?;
+    unpublished.publish()?;
+    Ok(listener)
 }
 
-/// Between bind(2) and listen(2) a socket's path exists and connections are refused. So it is bound to another name of the folder,
-/// and linked to its own when it listens.
-fn bind(path: &Path) -> io::Result<UnixListener> {
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    // The other name may be the shorter one.
-    std::os::unix::net::SocketAddr::from_pathname(path)?;
-    let name = format!(
-        ".{}-{}",
-        std::process::id(),
-        COUNT.fetch_add(1, Ordering::Relaxed)
-    );
-    let unready = path.with_file_name(name);
-    let listener = UnixListener::bind(&unready)?;
-    let linked = std::fs::hard_link(&unready, path);
-    std::fs::remove_file(&unready)?;
-    linked.map(|()| listener)
+/// The path of a socket that listens, before it exists.
+///
+/// Between bind(2) and listen(2) a socket's path exists and connections are refused. So it is bound to another name of the folder, and linked to
+/// its own when all that serves it is there.
+#[derive(Debug)]
+pub struct Unpublished {
+    path: PathBuf,
+    /// The other name.
+    unready: PathBuf,
+}
+
+impl Unpublished {
+    /// A socket that listens, for this path.
+    pub fn new(path: &Path) -> Result<(UnixListener, Self), SocketError> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let unready = path.with_file_name(format!(".{}-{number}", std::process::id()));
+        // The other name may be the shorter one.
+        let listener = std::os::unix::net::SocketAddr::from_pathname(path)
+            .and_then(|_| UnixListener::bind(&unready));
+        let listener = listener.map_err(|error| SocketError::of(path, error))?;
+        let path = path.to_owned();
+        Ok((listener, Self { path, unready }))
+    }
+
+    /// Makes the path exist, and returns it.
+    pub fn publish(self) -> Result<PathBuf, SocketError> {
+        let path = &self.path;
+        let error = |error| SocketError::of(path, error);
+        let link = || std::fs::hard_link(&self.unready, path);
+        match link() {
+            Ok(()) => return Ok(path.clone()),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(error(e)),
+        }
+        let is_socket = std::fs::symlink_metadata(path)
+            .is_ok_and(|metadata| std::os::unix::fs::FileTypeExt::is_socket(&metadata.file_type()));
+        if !is_socket {
+            return Err(SocketError::NotASocket(path.clone()));
+        }
+        match UnixStream::connect(path) {
+            Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {}
+            _ => return Err(SocketError::InUse(path.clone())),
+        }
+        std::fs::remove_file(path).map_err(error)?;
+        link().map_err(error)?;
+        Ok(path.clone())
+    }
+}
+
+impl Drop for Unpublished {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.unready);
+    }
 }
 
 #[cfg(test)]

@@ -4,15 +4,19 @@
 //! - `orderly`: frees everything, then reboots;
 //! - `forced`: reboots (as `reboot -f`) while this process and another hold memory;
 //! - `panic`: the kernel panics, and reboots by that;
-//! - `wait`: waits to be reset, or killed, from outside.
+//! - `wait`: waits to be reset, or killed, from outside;
+//! - `churn`: instead maps, writes and unmaps memory with GPU work under way, until it is killed from outside.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use hostblob_guest::{AllocateInfo, Device, Memory, OpenOptions, WHOLE_SIZE};
 use hostblob_tests::pattern;
 use hostblob_tests::scenario::PATIENCE;
 use rustix::system::{RebootCommand, reboot};
+
+/// Longest time until something from outside ends the machine.
+const END: Duration = Duration::from_secs(120);
 
 const SIZES: [u64; 5] = [4096, 65536, 1 << 20, 5 << 20, 32 << 20];
 
@@ -49,11 +53,33 @@ fn use_device() -> Result<(Device, Vec<Memory>)> {
     Ok((device, held))
 }
 
+/// Maps, writes and unmaps, with GPU work under way on what goes.
+fn churn() -> Result<()> {
+    let device = Device::open(&OpenOptions::default())?;
+    let start = Instant::now();
+    let mut lived = 0_u64;
+    while start.elapsed() < END {
+        for size in [4096, 65536, 1 << 20] {
+            let memory = device.allocate(&AllocateInfo::new(size).dedicated())?;
+            pattern::check_zero(&memory).with_context(|| format!("memory {lived}"))?;
+            pattern::write(&memory, lived)?;
+            let fence = device.fill(&memory, 0, WHOLE_SIZE, 0xffff_ffff)?;
+            std::mem::forget(fence);
+            lived += 1;
+        }
+        println!("lived {lived}");
+    }
+    bail!("nothing ended the machine")
+}
+
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [way, boots] = arguments.as_slice() else {
         bail!("resets WAY BOOTS")
     };
+    if way == "churn" {
+        return churn();
+    }
     let boots: u32 = boots.parse()?;
     let boot: u32 = std::env::var("HOSTBLOB_BOOT")?.parse()?;
     let (device, held) = use_device().with_context(|| format!("boot {boot}"))?;
@@ -83,7 +109,7 @@ fn main() -> Result<()> {
         "wait" => {}
         other => bail!("no way {other}"),
     }
-    std::thread::sleep(Duration::from_secs(120));
+    std::thread::sleep(END);
     ensure!(false, "nothing reset the machine");
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! Clients that do their worst: the table of all commands over the socket, and streams that break off.
 
+mod cut;
+
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;

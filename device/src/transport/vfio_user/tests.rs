@@ -1,6 +1,7 @@
 //! The transport end to end: a driver of the tests over the crate's client, against [`serve`] with a fake device.
 
 mod cloud_hypervisor;
+mod cut;
 mod hostile;
 
 use std::os::fd::{AsRawFd, OwnedFd};

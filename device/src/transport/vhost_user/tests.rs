@@ -5,6 +5,7 @@
     reason = "sizes of this test are small"
 )]
 
+mod cut;
 mod exchanges;
 mod hostile;
 mod lookups;

@@ -2,6 +2,8 @@
 
 use std::os::fd::OwnedFd;
 
+use hostblob_allocator::Host;
+use hostblob_allocator::provider::fake::FakeProvider;
 use hostblob_protocol::virtio_gpu::{CtrlHdr, cmd, resp};
 use zerocopy::IntoBytes;
 
@@ -31,26 +33,31 @@ fn words((address, length, flags, next): Descriptor) -> [u64; 2] {
 }
 
 /// The daemon's side, with real devices.
-struct Machine {
-    path: PathBuf,
+pub(super) struct Machine {
+    pub(super) path: PathBuf,
+    pub(super) host: Arc<Host>,
+    pub(super) fake: Arc<FakeProvider>,
     shutdown: Shutdown,
     thread: Option<JoinHandle<()>>,
     capset: usize,
 }
 
 impl Machine {
-    fn start(name: &str) -> Self {
+    pub(super) fn start(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("hostblob-{name}-{}", std::process::id()));
         let listener = listen(&path).unwrap();
         let shutdown = Shutdown::new().unwrap();
-        let (host, _) = host();
-        let new_gpu = move |waker| Gpu::new(&host, CAPSET_ID, BlobMem::all(), waker);
+        let (host, fake) = host();
+        let of = Arc::clone(&host);
+        let new_gpu = move |waker| Gpu::new(&of, CAPSET_ID, BlobMem::all(), waker);
         let capset = new_gpu(Arc::new(|| {})).unwrap();
         let capset = capset.guest().capset().encode().len();
         let ended = shutdown.clone();
         let serve = move || serve(&listener, new_gpu, &ended).unwrap();
         Self {
             path,
+            host,
+            fake,
             shutdown,
             thread: Some(std::thread::spawn(serve)),
             capset,

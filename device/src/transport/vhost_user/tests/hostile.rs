@@ -16,6 +16,7 @@ use super::vmm::{
     Answer, Daemon, F_PROTOCOL_FEATURES, MEMORY, SIZE, USER, Vmm, bytes, crosvm, map_body, memfd,
     qemu,
 };
+use crate::transport::cut::alone;
 use crate::transport::vhost_user::messages::PROTOCOL_FEATURES;
 
 fn descriptors() -> usize {
@@ -62,28 +63,10 @@ fn still_works(daemon: &Daemon) {
     assert_eq!(vmm.map_blob(1), resp::OK_MAP_INFO);
 }
 
-/// Descriptors of other tests come and go in the same process, so the difference is looked for in a process of its own.
-fn alone(test: &str, work: impl FnOnce()) {
-    if std::env::var_os("HOSTBLOB_ALONE").is_some() {
-        return work();
-    }
-    let name = format!("transport::vhost_user::tests::hostile::{test}");
-    let output = std::process::Command::new(std::env::current_exe().unwrap())
-        .args([&name, "--exact", "--nocapture", "--test-threads=1"])
-        .env("HOSTBLOB_ALONE", "1")
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned()
-        + &String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{text}");
-    assert!(text.contains("1 passed"), "{text}");
-    assert!(!text.contains("panicked"), "{text}");
-}
-
 #[test]
 fn messages_of_every_kind_size_and_order_leave_nothing_behind() {
     alone(
-        "messages_of_every_kind_size_and_order_leave_nothing_behind",
+        "transport::vhost_user::tests::hostile::messages_of_every_kind_size_and_order_leave_nothing_behind",
         || {
             let daemon = Daemon::start();
             still_works(&daemon);
@@ -165,19 +148,22 @@ fn settled(before: usize) {
 
 #[test]
 fn connections_that_come_and_go_leave_nothing_behind() {
-    alone("connections_that_come_and_go_leave_nothing_behind", || {
-        let daemon = Daemon::start();
-        still_works(&daemon);
-        let before = descriptors();
-        for _ in 0..50 {
+    alone(
+        "transport::vhost_user::tests::hostile::connections_that_come_and_go_leave_nothing_behind",
+        || {
+            let daemon = Daemon::start();
             still_works(&daemon);
-            drop(UnixStream::connect(&daemon.path).unwrap());
-            let mut half = UnixStream::connect(&daemon.path).unwrap();
-            half.write_all(&[1, 0, 0]).unwrap();
-        }
-        still_works(&daemon);
-        settled(before);
-    });
+            let before = descriptors();
+            for _ in 0..50 {
+                still_works(&daemon);
+                drop(UnixStream::connect(&daemon.path).unwrap());
+                let mut half = UnixStream::connect(&daemon.path).unwrap();
+                half.write_all(&[1, 0, 0]).unwrap();
+            }
+            still_works(&daemon);
+            settled(before);
+        },
+    );
 }
 
 #[test]
