@@ -20,6 +20,8 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags,
 };
 
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+
 pub(super) use story::{Frontend, begin, whole};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -33,6 +35,8 @@ pub(super) struct Framing {
     pub(super) header: usize,
     /// Bytes of the whole message, by its header.
     pub(super) length: fn(&[u8]) -> usize,
+    /// Whether the daemon gets them byte by byte.
+    pub(super) by_byte: bool,
 }
 
 /// What is left of the message at which the connection ends.
@@ -110,7 +114,9 @@ impl Framing {
         let mut passed = 0;
         while let Some(Message { bytes, files }) = self.next(frontend) {
             if passed < number {
-                send(daemon, &bytes, &files);
+                let (first, rest) = bytes.split_at(if self.by_byte { 1 } else { bytes.len() });
+                send(daemon, first, &files);
+                rest.iter().for_each(|byte| send(daemon, &[*byte], &[]));
                 passed += 1;
                 continue;
             }
@@ -233,6 +239,51 @@ pub(super) fn at_each_message<F: Frontend>(
     }
     println!("cut off at {cuts} messages");
     assert!(cuts > 10, "a session of {cuts} messages is none");
+}
+
+/// A whole session while signals interrupt the daemon's threads, and where `by_byte` says so in pieces of a byte.
+pub(super) fn under_signals<F: Frontend>(
+    framing: Framing,
+    by_byte: bool,
+    daemon: &Path,
+    fake: &FakeProvider,
+    connect: impl Fn(&Path) -> F + Sync,
+) {
+    extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+    register_signal_handler(SIGRTMIN(), nothing).unwrap();
+    let framing = Framing { by_byte, ..framing };
+    let sent = std::thread::scope(|scope| {
+        let session = scope.spawn(|| {
+            let session = |path: &Path| whole(&mut connect(path), fake);
+            run(framing, daemon, usize::MAX, Rest::Nothing, session)
+        });
+        let mut sent = 0;
+        while !session.is_finished() {
+            sent += interrupt();
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        assert_eq!(session.join().unwrap(), None);
+        sent
+    });
+    println!("{sent} signals");
+    assert!(sent > 10, "{sent} signals are no reason");
+    fake.release_all();
+}
+
+/// A signal to each thread of the daemon's; how many those are.
+fn interrupt() -> usize {
+    let mut sent = 0;
+    for thread in std::fs::read_dir("/proc/self/task").unwrap().flatten() {
+        let name = std::fs::read_to_string(thread.path().join("comm"));
+        if !name.is_ok_and(|name| name.starts_with("hostblob-")) {
+            continue;
+        }
+        let id: i32 = thread.file_name().to_str().unwrap().parse().unwrap();
+        // SAFETY: a signal that does nothing, to a thread of this process or to nobody.
+        let result = unsafe { libc::syscall(libc::SYS_tgkill, std::process::id(), id, SIGRTMIN()) };
+        sent += usize::from(result == 0);
+    }
+    sent
 }
 
 /// Runs a test in a process of its own, where nothing of others comes and goes. Of its threads, only a frontend may panic.

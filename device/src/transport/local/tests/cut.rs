@@ -12,6 +12,7 @@ const FRAMING: Framing = Framing {
         let frame = Frame::read_from_bytes(header).unwrap();
         size_of::<Frame>() + frame.length.get() as usize
     },
+    by_byte: false,
 };
 
 struct Guest(Client, File);
@@ -50,5 +51,14 @@ fn a_client_that_is_cut_off_anywhere_costs_its_own_device() {
     cut::alone(name, || {
         let daemon = Daemon::start("local-cut");
         cut::at_each_message(FRAMING, &daemon.path, &daemon.host, &daemon.fake, connect);
+    });
+}
+
+#[test]
+fn a_stream_of_single_bytes_is_served_under_signals() {
+    let name = "transport::local::tests::cut::a_stream_of_single_bytes_is_served_under_signals";
+    cut::alone(name, || {
+        let daemon = Daemon::start("local-bytes");
+        cut::under_signals(FRAMING, true, &daemon.path, &daemon.fake, connect);
     });
 }

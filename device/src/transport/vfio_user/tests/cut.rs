@@ -13,6 +13,7 @@ use crate::transport::cut::{self, Framing, Frontend};
 const FRAMING: Framing = Framing {
     header: 16,
     length: |header| u32::from_le_bytes(header[4..8].try_into().unwrap()) as usize,
+    by_byte: false,
 };
 
 impl Frontend for Driver {
