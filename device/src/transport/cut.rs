@@ -249,25 +249,31 @@ pub(super) fn under_signals<F: Frontend>(
     fake: &FakeProvider,
     connect: impl Fn(&Path) -> F + Sync,
 ) {
-    extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
-    register_signal_handler(SIGRTMIN(), nothing).unwrap();
     let framing = Framing { by_byte, ..framing };
-    let sent = std::thread::scope(|scope| {
-        let session = scope.spawn(|| {
-            let session = |path: &Path| whole(&mut connect(path), fake);
-            run(framing, daemon, usize::MAX, Rest::Nothing, session)
-        });
-        let mut sent = 0;
-        while !session.is_finished() {
-            sent += interrupt();
-            std::thread::sleep(Duration::from_micros(200));
-        }
-        assert_eq!(session.join().unwrap(), None);
-        sent
+    let sent = interrupted(|| {
+        let session = |path: &Path| whole(&mut connect(path), fake);
+        let cut = run(framing, daemon, usize::MAX, Rest::Nothing, session);
+        assert_eq!(cut, None);
     });
     println!("{sent} signals");
     assert!(sent > 10, "{sent} signals are no reason");
     fake.release_all();
+}
+
+/// Does something while signals interrupt the daemon's threads; how many those were.
+pub(crate) fn interrupted(work: impl FnOnce() + Send) -> usize {
+    extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+    register_signal_handler(SIGRTMIN(), nothing).unwrap();
+    std::thread::scope(|scope| {
+        let working = scope.spawn(work);
+        let mut sent = 0;
+        while !working.is_finished() {
+            sent += interrupt();
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        working.join().unwrap();
+        sent
+    })
 }
 
 /// A signal to each thread of the daemon's; how many those are.
@@ -287,7 +293,7 @@ fn interrupt() -> usize {
 }
 
 /// Runs a test in a process of its own, where nothing of others comes and goes. Of its threads, only a frontend may panic.
-pub(super) fn alone(test: &str, work: impl FnOnce()) {
+pub(crate) fn alone(test: &str, work: impl FnOnce()) {
     const ALONE: &str = "HOSTBLOB_ALONE";
     if std::env::var_os(ALONE).is_some() {
         let report = std::panic::take_hook();

@@ -11,7 +11,7 @@
 
 pub(crate) mod accept;
 #[cfg(test)]
-mod cut;
+pub(crate) mod cut;
 pub mod local;
 mod mappings;
 pub mod snapshot;

@@ -181,3 +181,6 @@ pub(super) fn split_pieces(pieces: &[Piece]) -> Result<(Vec<Part>, Vec<Arc<File>
 pub(super) fn borrowed<'a>(files: impl IntoIterator<Item = &'a Arc<File>>) -> Vec<BorrowedFd<'a>> {
     files.into_iter().map(|file| file.as_fd()).collect()
 }
+
+#[cfg(test)]
+mod tests;

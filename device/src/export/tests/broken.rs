@@ -3,12 +3,15 @@
 use std::os::unix::net::UnixStream;
 
 use hostblob_export::stream::Stream;
-use hostblob_protocol::export::{Close, HandIn, Hello, List, Open, Release, Request};
+use hostblob_protocol::export::{
+    Close, Event as Message, HandIn, Hello, List, Open, Release, Request,
+};
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::transport::cut::{alone, interrupted};
 
 /// A connection that has been greeted.
 fn connect(daemon: &Daemon) -> UnixStream {
@@ -185,6 +188,42 @@ fn who_only_asks_is_not_answered_for_ever() {
     }
     assert_eq!(daemon.client().list().unwrap().len(), 100);
     daemon.end();
+}
+
+/// Answers that the socket has no room for go on when there is some, under signals too, and are whole.
+#[test]
+fn answers_that_are_read_late_are_whole() {
+    const LISTS: u64 = 60;
+    alone(
+        "export::tests::broken::answers_that_are_read_late_are_whole",
+        || {
+            let daemon = Daemon::start();
+            let guest = daemon.guest();
+            let blobs = (0..100).map(|_| guest.blob("a blob among many")).count();
+            let mut socket = connect(&daemon);
+            let lists = (1..=LISTS).flat_map(|tag| Request::from(List {}).encode(tag));
+            socket.write_all(&lists.collect::<Vec<u8>>()).unwrap();
+            let mut stream = Stream::new(socket);
+            let mut expected = 1;
+            let mut told = 0;
+            let interrupts = interrupted(|| {
+                while expected <= LISTS {
+                    stream.receive().unwrap();
+                    while let Some(received) = stream.next_message::<Message>().unwrap() {
+                        assert_eq!(received.tag, expected);
+                        if matches!(received.message, Message::Answer(_)) {
+                            expected += 1;
+                        } else {
+                            told += 1;
+                        }
+                    }
+                    std::thread::yield_now();
+                }
+            });
+            println!("{told} blobs and buffers told, {interrupts} signals");
+            assert!(told >= blobs * LISTS as usize && interrupts > 10);
+        },
+    );
 }
 
 /// Most of these are requests of blobs that exist, named 3 and 4 after a guest and a viewer; some are anything.

@@ -1,0 +1,62 @@
+//! Frames that do not go through the socket at once, while signals interrupt both ends.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use super::*;
+
+static INTERRUPTED: AtomicUsize = AtomicUsize::new(0);
+
+extern "C" fn count(_: libc::c_int) {
+    INTERRUPTED.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Interrupts system calls, which are not taken up again.
+fn prepare() {
+    // SAFETY: all zeros are a sigaction: no flags, nothing blocked. The handler changes an atomic alone.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = count as *const () as usize;
+        assert_eq!(
+            libc::sigaction(libc::SIGUSR2, &action, std::ptr::null_mut()),
+            0
+        );
+    }
+}
+
+#[test]
+fn frames_are_whole_in_pieces_and_under_signals() {
+    use std::os::unix::thread::JoinHandleExt;
+    const FRAMES: usize = 20;
+    prepare();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    rustix::net::sockopt::set_socket_send_buffer_size(&ours, 1).unwrap();
+    let text = |number: usize| char::from(b'a' + number as u8).to_string().repeat(300_000);
+    let sender = std::thread::spawn(move || {
+        for number in 0..FRAMES {
+            let files = [ours.as_fd(); 3];
+            send(&ours, &text(number), &files[..number % 4]).unwrap();
+        }
+    });
+    let receiver = std::thread::spawn(move || {
+        for number in 0..FRAMES {
+            let frame = receive::<String>(&theirs).unwrap();
+            let (found, files) = frame.expect("another frame");
+            assert!(found == text(number), "frame {number}");
+            assert_eq!(files.len(), number % 4);
+        }
+        assert!(receive::<String>(&theirs).unwrap().is_none());
+    });
+    while !receiver.is_finished() {
+        for thread in [sender.as_pthread_t(), receiver.as_pthread_t()] {
+            // SAFETY: neither is joined, so both are there, finished or not.
+            unsafe { libc::pthread_kill(thread, libc::SIGUSR2) };
+        }
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    sender.join().unwrap();
+    receiver.join().unwrap();
+    let interrupted = INTERRUPTED.load(Ordering::Relaxed);
+    println!("{interrupted} signals");
+    assert!(interrupted > 10, "{interrupted} signals are no reason");
+}
