@@ -28,6 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The thread that has the frontend, which may panic where it is cut off.
 const FRONTEND: &str = "frontend";
 
+/// Sessions under signals: one may be over before the first of them.
+const SESSIONS: usize = 10;
+
 /// How a transport's messages are told from each other.
 #[derive(Clone, Copy)]
 pub(super) struct Framing {
@@ -211,9 +214,6 @@ pub(super) fn at_each_message<F: Frontend>(
     fake: &FakeProvider,
     connect: impl Fn(&Path) -> F + Sync,
 ) {
-    begin(&mut connect(daemon));
-    is_given_back(host, [usize::MAX; 3], "before");
-    std::thread::sleep(Duration::from_millis(50));
     let before = held();
     let mut cuts = 0;
     for number in 0.. {
@@ -241,7 +241,7 @@ pub(super) fn at_each_message<F: Frontend>(
     assert!(cuts > 10, "a session of {cuts} messages is none");
 }
 
-/// A whole session while signals interrupt the daemon's threads, and where `by_byte` says so in pieces of a byte.
+/// Whole sessions while signals interrupt the daemon's threads, and where `by_byte` says so in pieces of a byte.
 pub(super) fn under_signals<F: Frontend>(
     framing: Framing,
     by_byte: bool,
@@ -251,13 +251,15 @@ pub(super) fn under_signals<F: Frontend>(
 ) {
     let framing = Framing { by_byte, ..framing };
     let sent = interrupted(|| {
-        let session = |path: &Path| whole(&mut connect(path), fake);
-        let cut = run(framing, daemon, usize::MAX, Rest::Nothing, session);
-        assert_eq!(cut, None);
+        for _ in 0..SESSIONS {
+            let session = |path: &Path| whole(&mut connect(path), fake);
+            let cut = run(framing, daemon, usize::MAX, Rest::Nothing, session);
+            assert_eq!(cut, None);
+            fake.release_all();
+        }
     });
     println!("{sent} signals");
     assert!(sent > 10, "{sent} signals are no reason");
-    fake.release_all();
 }
 
 /// Does something while signals interrupt the daemon's threads; how many those were.

@@ -14,7 +14,7 @@ use zerocopy::{Immutable, IntoBytes};
 use crate::gpu::tests::{PAGE, blob, bytes, context_body, header, map, only, submit};
 
 /// Bytes of each memory.
-const SIZE: usize = 2 * PAGE as usize;
+const SIZE: usize = 8192;
 /// Where the second memory is.
 const SECOND: u64 = 16 * PAGE;
 const SECRET: u8 = 0x5e;

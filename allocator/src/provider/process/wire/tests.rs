@@ -13,15 +13,12 @@ extern "C" fn count(_: libc::c_int) {
 
 /// Interrupts system calls, which are not taken up again.
 fn prepare() {
-    // SAFETY: all zeros are a sigaction: no flags, nothing blocked. The handler changes an atomic alone.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = count as *const () as usize;
-        assert_eq!(
-            libc::sigaction(libc::SIGUSR2, &action, std::ptr::null_mut()),
-            0
-        );
-    }
+    // SAFETY: all zeros are a sigaction: no flags, nothing blocked.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = count as *const () as usize;
+    // SAFETY: the handler changes an atomic alone.
+    let result = unsafe { libc::sigaction(libc::SIGUSR2, &raw const action, std::ptr::null_mut()) };
+    assert_eq!(result, 0);
 }
 
 #[test]
@@ -31,7 +28,7 @@ fn frames_are_whole_in_pieces_and_under_signals() {
     prepare();
     let (ours, theirs) = UnixStream::pair().unwrap();
     rustix::net::sockopt::set_socket_send_buffer_size(&ours, 1).unwrap();
-    let text = |number: usize| char::from(b'a' + number as u8).to_string().repeat(300_000);
+    let text = |number: usize| number.to_string().repeat(300_000);
     let sender = std::thread::spawn(move || {
         for number in 0..FRAMES {
             let files = [ours.as_fd(); 3];
