@@ -240,7 +240,8 @@ fn a_daemon_without_descriptors_refuses_and_goes_on() {
     with_ever_more(Resource::Nofile, |daemon| descriptors(daemon) as u64, 1);
 }
 
-/// mmap(2) fails for the window, and for a thread's stack. Not so little that the daemon itself has no memory: no Rust program lives on then.
+/// mmap(2) fails for the window, and for what is as large. Some MiB are always left for the daemon's own memory: no Rust program lives on where
+/// that fails.
 #[test]
 fn a_daemon_without_room_for_mappings_refuses_and_goes_on() {
     let size = |daemon: &Daemon| {
@@ -249,7 +250,7 @@ fn a_daemon_without_room_for_mappings_refuses_and_goes_on() {
             .split(' ')
             .next()
             .and_then(|pages| pages.parse::<u64>().ok());
-        pages.expect("a number") * 4096 + (1 << 20)
+        pages.expect("a number") * 4096 + (40 << 20)
     };
-    with_ever_more(Resource::As, size, 2 << 20);
+    with_ever_more(Resource::As, size, 32 << 20);
 }
