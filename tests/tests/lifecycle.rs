@@ -9,7 +9,7 @@ use xtask::vm::{Transport, Vm};
 use crate::fixture::{self, Provider};
 
 /// Longest time for a boot on a busy host; it takes 4 to 6 s on an idle one.
-const BOOT_TIMEOUT: Duration = Duration::from_secs(40);
+const BOOT_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// Resets in a row: 2, or what the environment says for a long run.
 fn resets() -> u32 {
