@@ -15,7 +15,9 @@
 //!
 //! The host only ever writes here: whatever the guest does to the page, the host reads none of it back.
 
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+mod slot;
+
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::status::Status;
 
@@ -34,7 +36,6 @@ pub const MAX_SIZE: usize = 65536;
 
 const WORD: usize = size_of::<u64>();
 const HEADER_WORDS: usize = HEADER_SIZE / WORD;
-const RECORD_WORDS: usize = RECORD_SIZE / WORD;
 
 /// The answer to one envelope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +60,7 @@ pub struct Answer {
 /// The words of a ring in memory that guest and host share.
 #[derive(Debug, Clone, Copy)]
 pub struct Ring<'a> {
-    slots: &'a [[AtomicU64; RECORD_WORDS]],
+    slots: &'a [[AtomicU64; slot::WORDS]],
     header: &'a [AtomicU64],
 }
 
@@ -83,7 +84,7 @@ impl<'a> Ring<'a> {
     }
 
     /// `None` for sequence 0, which has no answer.
-    fn slot(&self, sequence: u64) -> Option<&'a [AtomicU64; RECORD_WORDS]> {
+    fn slot(&self, sequence: u64) -> Option<&'a [AtomicU64; slot::WORDS]> {
         if sequence == 0 {
             return None;
         }
@@ -115,36 +116,19 @@ impl<'a> Ring<'a> {
     ///
     /// Only one thread may write at a time; any number may read.
     pub fn write(&self, answer: &Answer) {
-        let Some([sequence, status, detail0, detail1]) = self.slot(answer.sequence) else {
+        let Some(slot) = self.slot(answer.sequence) else {
             return;
         };
         let [first, second] = answer.details;
-        // The slot is empty while it changes. The fence orders this store before those that follow.
-        sequence.store(0, Ordering::Relaxed);
-        fence(Ordering::Release);
-        detail0.store(first.to_le(), Ordering::Relaxed);
-        detail1.store(second.to_le(), Ordering::Relaxed);
-        let word = u64::from(answer.status.number()) | u64::from(answer.index) << 32;
-        status.store(word.to_le(), Ordering::Relaxed);
-        sequence.store(answer.sequence.to_le(), Ordering::Release);
+        let status = u64::from(answer.status.number()) | u64::from(answer.index) << 32;
+        slot::write(slot, answer.sequence, [status, first, second]);
     }
 
     /// Guest: the answer to `sequence`, once it is there; `None` before, after it was overwritten, and for sequence 0.
     /// A status number that is not known here reads as [`Status::Internal`].
     pub fn read(&self, sequence: u64) -> Option<Answer> {
-        let [written, status, detail0, detail1] = self.slot(sequence)?;
-        if u64::from_le(written.load(Ordering::Acquire)) != sequence {
-            return None;
-        }
-        let word = u64::from_le(status.load(Ordering::Relaxed));
-        let (number, index) = ((word & 0xffff_ffff) as u32, (word >> 32) as u32);
-        let load = |word: &AtomicU64| u64::from_le(word.load(Ordering::Relaxed));
-        let details = [load(detail0), load(detail1)];
-        // Orders the loads above before the one below: a value of a later answer comes with its empty or new sequence.
-        fence(Ordering::Acquire);
-        if load(written) != sequence {
-            return None;
-        }
+        let [status, details @ ..] = slot::read(self.slot(sequence)?, sequence)?;
+        let (number, index) = ((status & 0xffff_ffff) as u32, (status >> 32) as u32);
         Some(Answer {
             sequence,
             status: Status::from_number(number).unwrap_or(Status::Internal),

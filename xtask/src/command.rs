@@ -4,6 +4,7 @@ pub mod bench;
 pub mod demo;
 pub mod fuzz;
 pub mod install;
+pub mod interleavings;
 pub mod setup;
 pub mod test;
 pub mod vm;

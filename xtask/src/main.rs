@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::command::{DaemonFlags, bench, demo, fuzz, install, setup, test, vm};
+use xtask::command::{DaemonFlags, bench, demo, fuzz, install, interleavings, setup, test, vm};
 
 /// Set-up, demo, tests and virtual machines of hostblob.
 #[derive(Debug, Parser)]
@@ -33,6 +33,8 @@ enum Command {
     Bench(bench::Flags),
     /// Run the fuzz targets, each for a minute
     Fuzz(fuzz::Flags),
+    /// Look at what threads can do to each other, in every order
+    Interleavings(interleavings::Flags),
     /// Run something of your own in the guest
     #[command(subcommand)]
     Vm(VmCommand),
@@ -90,6 +92,7 @@ fn run(command: &Command) -> Result<u8> {
         Command::Test(flags) => test::run(flags).map(|()| 0),
         Command::Bench(flags) => bench::run(flags).map(|()| 0),
         Command::Fuzz(flags) => fuzz::run(flags).map(|()| 0),
+        Command::Interleavings(flags) => interleavings::run(flags).map(|()| 0),
         Command::Setup => setup::run().map(|()| 0),
         Command::Install(flags) => install::run(flags).map(|()| 0),
         Command::Vm(VmCommand::Run {

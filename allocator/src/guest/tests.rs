@@ -20,10 +20,12 @@ use crate::window::{PAGE, Span};
 
 mod exported;
 mod exports;
+mod flips;
 mod limits;
 mod objects;
 mod secrets;
 mod snapshot;
+mod tables;
 
 const WINDOW: u64 = 2 << 20;
 const RING: u32 = 1000;

@@ -13,12 +13,14 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError};
-
-use super::{Shared, Span, State, Use};
+use super::file::SharedFile;
+use super::ranges::{Bytes, Ranges, State, Use};
+use super::span::{PAGE, Span};
+use super::sync::{Receiver, RecvTimeoutError, sleep};
 
 /// Most bytes that are cleaned at a time: bounds how long [`super::Window::place`] waits.
-const CHUNK: u64 = 2 << 20;
+/// The model checker has few pages, and wants a chunk to end among them.
+const CHUNK: u64 = if cfg!(loom) { PAGE } else { 2 << 20 };
 
 /// How long freed spans gather: far less than a guest needs from the end of a blob to the place of the next one.
 const GATHER: Duration = Duration::from_micros(50);
@@ -33,33 +35,12 @@ const SWEEP_PERIOD: Duration = Duration::from_secs(1);
 const SWEEP_SLACK: u64 = 16 << 20;
 
 pub(super) fn spawn(
-    shared: Arc<Shared>,
+    ranges: Arc<Ranges<SharedFile>>,
     dirty: Receiver<Option<Span>>,
 ) -> std::io::Result<JoinHandle<()>> {
     std::thread::Builder::new()
         .name("hostblob-clean".into())
-        .spawn(move || {
-            loop {
-                match dirty.recv_timeout(SWEEP_PERIOD) {
-                    Ok(Some(span)) => {
-                        std::thread::sleep(GATHER);
-                        // Those that are there now: later ones gather again.
-                        let others = dirty.try_iter().take(dirty.len());
-                        let Some(spans) = others.collect::<Option<Vec<Span>>>() else {
-                            return;
-                        };
-                        for span in joined(span, spans) {
-                            shared.clean_all(span);
-                        }
-                    }
-                    Ok(None) | Err(RecvTimeoutError::Disconnected) => return,
-                    Err(RecvTimeoutError::Timeout) => {
-                        shared.cool();
-                        shared.sweep(SWEEP_SLACK);
-                    }
-                }
-            }
-        })
+        .spawn(move || ranges.work(&dirty))
 }
 
 /// The same bytes in as few spans as it goes, in order.
@@ -80,7 +61,31 @@ fn joined(first: Span, mut spans: Vec<Span>) -> Vec<Span> {
     joined
 }
 
-impl Shared {
+impl<B: Bytes> Ranges<B> {
+    /// Cleans what it hears of, until it is told to end.
+    pub(super) fn work(&self, dirty: &Receiver<Option<Span>>) {
+        loop {
+            match dirty.recv_timeout(SWEEP_PERIOD) {
+                Ok(Some(span)) => {
+                    sleep(GATHER);
+                    // Those that are there now: later ones gather again.
+                    let others = dirty.try_iter().take(dirty.len());
+                    let Some(spans) = others.collect::<Option<Vec<Span>>>() else {
+                        return;
+                    };
+                    for span in joined(span, spans) {
+                        self.clean_all(span);
+                    }
+                }
+                Ok(None) | Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => {
+                    self.cool();
+                    self.sweep(SWEEP_SLACK);
+                }
+            }
+        }
+    }
+
     fn clean_all(&self, span: Span) {
         let mut at = span.start();
         while let Some(chunk) = Span::between(at, span.end().min(at.saturating_add(CHUNK))) {
@@ -91,7 +96,7 @@ impl Shared {
 
     /// Gives back pages where nothing is, when there are more than `slack` bytes of them.
     pub(super) fn sweep(&self, slack: u64) {
-        let resident = self.file.resident();
+        let resident = self.bytes.resident();
         let mut gaps = Vec::new();
         {
             let mut state = self.state.lock();
@@ -104,7 +109,7 @@ impl Shared {
                 gaps.extend(Span::between(at, span.start()));
                 at = span.end();
             }
-            gaps.extend(Span::between(at, self.file.size()));
+            gaps.extend(Span::between(at, self.bytes.size()));
             for &gap in &gaps {
                 state.extents.insert(gap, Use::Cleaning);
             }
@@ -113,8 +118,8 @@ impl Shared {
             "the guest has written to {resident} bytes of the window, more than its blobs have: the rest is cleared"
         );
         for gap in gaps {
-            if self.file.punch(gap).is_err() {
-                self.file.zero_resident(gap, |_| {});
+            if self.bytes.punch(gap).is_err() {
+                self.bytes.zero_resident(gap, |_| {});
             }
             let old = self.finish(gap, Vec::new());
             self.give_back(old);
@@ -137,8 +142,11 @@ impl Shared {
 
     /// Gives back clean places, which nobody else takes meanwhile.
     fn give_back(&self, places: Vec<Span>) {
+        if places.is_empty() {
+            return;
+        }
         for place in &places {
-            if let Err(error) = self.file.punch(*place) {
+            if let Err(error) = self.bytes.punch(*place) {
                 // They are clean all the same, and the sweep will come upon them.
                 log::debug!("clean pages are not given back: {error}");
             }
@@ -153,7 +161,7 @@ impl Shared {
     }
 
     /// Cleans the parts of `span` that are still dirty.
-    fn clean(&self, span: Span) {
+    pub(super) fn clean(&self, span: Span) {
         let mut parts = Vec::new();
         {
             let mut state = self.state.lock();
@@ -167,9 +175,9 @@ impl Shared {
         let keep = span.len() <= self.warmth.limit;
         for part in parts {
             let mut resident = Vec::new();
-            let punched = !keep && self.file.punch(part).is_ok();
+            let punched = !keep && self.bytes.punch(part).is_ok();
             if !punched {
-                self.file.zero_resident(part, |warm| resident.push(warm));
+                self.bytes.zero_resident(part, |warm| resident.push(warm));
             }
             let old = self.finish(part, resident);
             self.give_back(old);
@@ -234,7 +242,6 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use super::super::PAGE;
     use super::*;
 
     #[test]

@@ -8,6 +8,7 @@ use super::span::Span;
 
 /// Disjoint spans with a state each. Neighbours of one state are not merged: leases keep their bounds.
 #[derive(Debug, Default)]
+#[cfg_attr(test, derive(Clone))]
 pub(super) struct Extents<S> {
     by_start: BTreeMap<u64, (Span, S)>,
 }
@@ -90,41 +91,82 @@ mod tests {
         Span::new(start * PAGE, length * PAGE, PAGES * PAGE).unwrap()
     }
 
+    /// Removes, looks, and inserts where there is room: the same as with one state per page.
+    fn step(
+        extents: &mut Extents<u8>,
+        model: &mut [Option<u8>; COUNT],
+        span: Span,
+        state: u8,
+        only_matching: bool,
+    ) {
+        let pages = |part: Span| part.start() / PAGE..part.end() / PAGE;
+        let range = usize::try_from(span.start() / PAGE).unwrap()
+            ..usize::try_from(span.end() / PAGE).unwrap();
+        let matches = |found: u8| !only_matching || found == state;
+        let mut removed = Vec::new();
+        extents.remove_where(span, matches, |part, found| {
+            removed.extend(pages(part).map(|page| (page, found)));
+        });
+        let mut expected = Vec::new();
+        for page in range.clone() {
+            if let Some(found) = model[page].filter(|&found| matches(found)) {
+                expected.push((page as u64, found));
+                model[page] = None;
+            }
+        }
+        assert_eq!(removed, expected);
+        if model[range.clone()].iter().all(Option::is_none) {
+            extents.insert(span, state);
+            model[range].fill(Some(state));
+        }
+        let seen = extents
+            .overlapping(all())
+            .flat_map(|(part, found)| pages(part).map(move |page| (page, found)));
+        let all = model
+            .iter()
+            .enumerate()
+            .filter_map(|(page, found)| Some((page as u64, (*found)?)));
+        assert!(seen.eq(all), "{extents:?} {model:?}");
+    }
+
+    fn all() -> Span {
+        pages(0, PAGES)
+    }
+
+    /// Whatever is removed and inserted in a few pages, in up to three steps.
+    #[test]
+    fn all_short_histories_agree_with_an_array() {
+        const FEW: u64 = 4;
+        let mut histories = vec![(Extents::new(), [None; COUNT])];
+        for _ in 0..3 {
+            let mut longer = Vec::new();
+            for (extents, model) in &histories {
+                let spans = (0..FEW)
+                    .flat_map(|start| (1..=FEW - start).map(move |length| pages(start, length)));
+                for span in spans {
+                    for (state, only_matching) in [(0, false), (1, false), (0, true), (1, true)] {
+                        let (mut extents, mut model) = (extents.clone(), *model);
+                        step(&mut extents, &mut model, span, state, only_matching);
+                        longer.push((extents, model));
+                    }
+                }
+            }
+            histories = longer;
+        }
+        assert_eq!(histories.len(), 40 * 40 * 40);
+    }
+
     proptest! {
-        /// The same as one state per page, whatever is removed and inserted.
+        /// The same for long ones.
         #[test]
         fn behaves_as_an_array_of_pages(
             steps in prop::collection::vec((0..PAGES, 1..PAGES, 0..4u8, any::<bool>()), 0..60),
         ) {
             let mut extents = Extents::new();
-            let mut model = [None::<u8>; COUNT];
+            let mut model = [None; COUNT];
             for (start, length, state, only_matching) in steps {
-                let length = length.min(PAGES - start);
-                let span = pages(start, length);
-                let range = usize::try_from(start).unwrap()..usize::try_from(start + length).unwrap();
-                let matches = |found: u8| !only_matching || found == state;
-                let mut removed = Vec::new();
-                extents.remove_where(span, matches, |part, found| {
-                    removed.extend((part.start() / PAGE..part.end() / PAGE).map(|page| (page, found)));
-                });
-                let mut expected = Vec::new();
-                for page in range.clone() {
-                    if let Some(found) = model[page].filter(|&found| matches(found)) {
-                        expected.push((page as u64, found));
-                        model[page] = None;
-                    }
-                }
-                prop_assert_eq!(removed, expected);
-                if model[range.clone()].iter().all(Option::is_none) {
-                    extents.insert(span, state);
-                    model[range].fill(Some(state));
-                }
-                let seen: Vec<_> = extents
-                    .overlapping(pages(0, PAGES))
-                    .flat_map(|(part, found)| (part.start() / PAGE..part.end() / PAGE).map(move |page| (page, found)))
-                    .collect();
-                let all: Vec<_> = model.iter().enumerate().filter_map(|(page, s)| s.map(|s| (page as u64, s))).collect();
-                prop_assert_eq!(seen, all);
+                let span = pages(start, length.min(PAGES - start));
+                step(&mut extents, &mut model, span, state, only_matching);
             }
         }
     }

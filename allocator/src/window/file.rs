@@ -10,6 +10,7 @@ use std::sync::atomic::AtomicU64;
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, SeekFrom};
 use rustix::mm::{MapFlags, ProtFlags};
 
+use super::ranges::Bytes;
 use super::span::{PAGE, Span};
 
 /// A memfd that cannot shrink or grow, and this process's mapping of all of it.
@@ -222,6 +223,24 @@ impl Cached {
         }
         self.known = Some(span);
         span
+    }
+}
+
+impl Bytes for SharedFile {
+    fn size(&self) -> u64 {
+        self.size()
+    }
+
+    fn resident(&self) -> u64 {
+        self.resident()
+    }
+
+    fn zero_resident(&self, span: Span, resident: impl FnMut(Span)) {
+        self.zero_resident(span, resident);
+    }
+
+    fn punch(&self, span: Span) -> rustix::io::Result<()> {
+        self.punch(span)
     }
 }
 

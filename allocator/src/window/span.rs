@@ -119,4 +119,67 @@ mod tests {
             }
         }
     }
+
+    /// All offsets and lengths of a small file, in quarters of pages.
+    #[test]
+    fn every_range_of_a_small_file() {
+        let size = 4 * PAGE;
+        let quarters = || (0..=24).map(|quarters| quarters * PAGE / 4);
+        for offset in quarters() {
+            for length in quarters() {
+                let whole = offset % PAGE == 0 && length % PAGE == 0 && length != 0;
+                let expected = match (whole, offset + length <= size) {
+                    (false, _) => Err(SpanError::Unaligned { offset, length }),
+                    (true, false) => Err(SpanError::Outside {
+                        offset,
+                        length,
+                        size,
+                    }),
+                    (true, true) => Ok(Span {
+                        start: offset,
+                        end: offset + length,
+                    }),
+                };
+                assert_eq!(Span::new(offset, length, size), expected);
+            }
+        }
+    }
+
+    /// All spans of a small file, and all pairs of them, against sets of pages.
+    #[test]
+    fn every_two_spans_of_a_small_file() {
+        const PAGES: u64 = 6;
+        let pages = |span: Option<Span>| -> Vec<u64> {
+            let pages = |span: Span| span.start / PAGE..span.end / PAGE;
+            span.into_iter().flat_map(pages).collect()
+        };
+        let spans = || {
+            let starts =
+                (0..PAGES).flat_map(|start| (start + 1..=PAGES).map(move |end| (start, end)));
+            starts.map(|(start, end)| {
+                Span::new(start * PAGE, (end - start) * PAGE, PAGES * PAGE).unwrap()
+            })
+        };
+        assert_eq!(spans().count(), 21);
+        for one in spans() {
+            let all = pages(Some(one));
+            assert_eq!(one.len(), all.len() as u64 * PAGE);
+            for at in 0..=PAGES {
+                let (before, after) = one.split(at * PAGE);
+                let (low, high): (Vec<_>, Vec<_>) = all.iter().partition(|page| **page < at);
+                assert_eq!(
+                    (pages(before), pages(after)),
+                    (low, high),
+                    "{one:?} at {at}"
+                );
+            }
+            for other in spans() {
+                let both: Vec<u64> = pages(Some(other))
+                    .into_iter()
+                    .filter(|page| all.contains(page))
+                    .collect();
+                assert_eq!(pages(one.intersection(other)), both, "{one:?} {other:?}");
+            }
+        }
+    }
 }

@@ -163,13 +163,13 @@ fn pages_where_no_blob_is_are_given_back() {
     words
         .iter()
         .for_each(|word| word.store(1, Ordering::Relaxed));
-    window.shared.sweep(PAGES * PAGE);
+    window.ranges.sweep(PAGES * PAGE);
     assert_eq!(
         window.occupancy().resident,
         PAGES * PAGE,
         "within the slack"
     );
-    window.shared.sweep(0);
+    window.ranges.sweep(0);
     assert_eq!(window.occupancy().resident, 4 * PAGE);
     assert!(
         held.words()
@@ -201,6 +201,93 @@ fn placing_races_with_the_worker() {
     let occupancy = window.occupancy();
     assert_eq!((occupancy.held, occupancy.dirty), (0, 0));
     assert_eq!(occupancy.warm, occupancy.resident);
+}
+
+/// A page of the naive model: who holds it.
+type Holders = [Option<Owner>; 3];
+
+/// What may happen to a window of three pages.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Place(u64, u64),
+    DropOldest,
+    Clean,
+    Cool,
+    Sweep,
+}
+
+/// Four steps in every order, without a worker: its work is among the steps. What is held keeps its bytes, and what is placed reads as zeros.
+#[test]
+fn all_short_lives_agree_with_an_array() {
+    let whole = Span::new(0, 3 * PAGE, 3 * PAGE).unwrap();
+    let places = (0..3).flat_map(|page| (1..=3 - page).map(move |pages| Step::Place(page, pages)));
+    let others = [Step::DropOldest, Step::Clean, Step::Cool, Step::Sweep];
+    let steps: Vec<Step> = places.chain(others).collect();
+    for warm_pages in [0, 1] {
+        let file = SharedFile::new("test", whole.len()).unwrap();
+        let warmth = Warmth {
+            limit: warm_pages * PAGE,
+            time: std::time::Duration::ZERO,
+        };
+        let (ranges, _) = Ranges::new(file, warmth);
+        let number_of_lives = steps.len().pow(4);
+        for life in 0..number_of_lives {
+            let mut holders: Holders = [None; 3];
+            let mut leases: std::collections::VecDeque<(Owner, Lease)> = Default::default();
+            let mut rest = life;
+            for owner in 1..=4 {
+                let step = steps[rest % steps.len()];
+                rest /= steps.len();
+                match step {
+                    Step::Place(page, pages) => {
+                        let span = Span::new(page * PAGE, pages * PAGE, whole.len()).unwrap();
+                        let range = page as usize..(page + pages) as usize;
+                        let mut held: Vec<Owner> =
+                            holders[range.clone()].iter().flatten().copied().collect();
+                        held.dedup();
+                        match ranges.place(span, owner) {
+                            Ok(lease) => {
+                                assert_eq!(held, [0; 0]);
+                                let words = lease.words().iter().step_by(512);
+                                assert!(
+                                    words.clone().all(|word| word.load(Ordering::Relaxed) == 0)
+                                );
+                                words.for_each(|word| word.store(owner, Ordering::Relaxed));
+                                holders[range].fill(Some(owner));
+                                leases.push_back((owner, lease));
+                            }
+                            Err(owners) => assert_eq!(owners, held),
+                        }
+                    }
+                    Step::DropOldest => {
+                        if let Some((owner, _)) = leases.pop_front() {
+                            let its = |holder: &&mut Option<Owner>| **holder == Some(owner);
+                            holders
+                                .iter_mut()
+                                .filter(its)
+                                .for_each(|holder| *holder = None);
+                        }
+                    }
+                    Step::Clean => ranges.clean(whole),
+                    Step::Cool => ranges.cool(),
+                    Step::Sweep => ranges.sweep(0),
+                }
+                let words = ranges.bytes.words(whole).iter().step_by(512);
+                for (word, holder) in words.zip(holders) {
+                    let is_kept =
+                        holder.is_none_or(|holder| word.load(Ordering::Relaxed) == holder);
+                    assert!(is_kept, "life {life}: {holders:?}");
+                }
+                let held = holders.iter().flatten().count() as u64 * PAGE;
+                assert_eq!(ranges.occupancy().held, held, "life {life}: {holders:?}");
+                assert!(ranges.occupancy().warm <= warm_pages * PAGE);
+            }
+            drop(leases);
+            ranges.clean(whole);
+            ranges.cool();
+            assert_eq!(ranges.occupancy(), Occupancy::default(), "life {life}");
+        }
+    }
 }
 
 proptest! {

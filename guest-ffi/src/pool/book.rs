@@ -294,6 +294,95 @@ mod tests {
         assert!(book.allocate(64 * 1024, 1).is_some(), "merged again");
     }
 
+    /// Units of a block that nobody has are 0.
+    type Units = Vec<u32>;
+
+    /// What may happen to a book, sizes and alignments in units.
+    #[derive(Debug, Clone, Copy)]
+    enum Short {
+        Allocate(usize, usize),
+        FreeOldest,
+        FreeNewest,
+        Grow(usize),
+    }
+
+    /// Two blocks, and four steps in every order, against one owner per unit: what is free is given, what is taken is not, and the last empty block stays.
+    #[test]
+    fn all_short_lives_agree_with_an_array() {
+        use Short::{Allocate, FreeNewest, FreeOldest, Grow};
+        let steps = [
+            Allocate(1, 1),
+            Allocate(2, 1),
+            Allocate(3, 1),
+            Allocate(1, 2),
+            Allocate(2, 4),
+            FreeOldest,
+            FreeNewest,
+            Grow(2),
+        ];
+        for life in 0..steps.len().pow(4) {
+            let mut book = Book::default();
+            let mut blocks: Vec<Option<Units>> = Vec::new();
+            let mut live = std::collections::VecDeque::new();
+            let chosen = (0..4).scan(life, |rest, _| {
+                let step = steps[*rest % steps.len()];
+                *rest /= steps.len();
+                Some(step)
+            });
+            for (owner, step) in (1..).zip([Grow(5), Grow(2)].into_iter().chain(chosen)) {
+                let freed = match step {
+                    Grow(size) => {
+                        book.add(size as u64 * UNIT, blocks.len()).unwrap();
+                        blocks.push(Some(vec![0; size]));
+                        None
+                    }
+                    Allocate(size, alignment) => {
+                        let found = book.allocate(size as u64 * UNIT, alignment as u64 * UNIT);
+                        let Some((place, &block)) = found else {
+                            let mut blocks = blocks.iter().flatten();
+                            let fits = |block: &Units| {
+                                block
+                                    .windows(size)
+                                    .any(|part| part.iter().all(|unit| *unit == 0))
+                            };
+                            assert!(alignment > 1 || !blocks.any(fits), "life {life}: {step:?}");
+                            continue;
+                        };
+                        // What alignment takes is its own too.
+                        let first = place.allocation.offset as usize;
+                        let whole = first..first + place.units as usize;
+                        let start = (place.offset() / UNIT) as usize;
+                        assert!(start.is_multiple_of(alignment));
+                        assert!(whole.start <= start && start + size <= whole.end);
+                        let units = &mut blocks[block].as_mut().unwrap()[whole];
+                        assert!(units.iter().all(|unit| *unit == 0), "life {life}: {step:?}");
+                        units.fill(owner);
+                        live.push_back((owner, block, place));
+                        continue;
+                    }
+                    FreeOldest => live.pop_front(),
+                    FreeNewest => live.pop_back(),
+                };
+                let Some((owner, block, place)) = freed else {
+                    continue;
+                };
+                for unit in blocks[block].as_mut().unwrap() {
+                    *unit = if *unit == owner { 0 } else { *unit };
+                }
+                let is_empty = |block: &&Units| block.iter().all(|unit| *unit == 0);
+                let empty = blocks.iter().flatten().filter(is_empty).count();
+                let one_too_many =
+                    blocks[block].as_ref().is_some_and(|units| is_empty(&units)) && empty > 1;
+                let gone = book.free(place);
+                assert_eq!(gone.is_some(), one_too_many, "life {life}");
+                let gone = gone.and_then(|gone| blocks[gone].take());
+                assert!(gone.is_none_or(|units| is_empty(&&units)), "life {life}");
+                assert_eq!(book.blocks().0, blocks.iter().flatten().count() as u64);
+                assert_eq!(book.live().0, live.len() as u64);
+            }
+        }
+    }
+
     #[derive(Debug, Clone)]
     enum Step {
         Allocate(u64, u32),

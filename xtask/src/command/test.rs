@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::command::fuzz;
+use super::{fuzz, interleavings};
 use crate::environment::Environment;
 use crate::host_packages::{self, Extent};
 use crate::progress::{note, step};
@@ -28,9 +28,9 @@ pub struct Flags {
 
 /// Counts of tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-struct Totals {
-    passed: usize,
-    failed: usize,
+pub(super) struct Totals {
+    pub(super) passed: usize,
+    pub(super) failed: usize,
 }
 
 /// Runs all; the error says what failed.
@@ -55,6 +55,12 @@ pub fn run(flags: &Flags) -> Result<()> {
         .env(build::PROFILE_ENV, "dev")
         .env(GUEST_ENV, programs);
     let (mut totals, mut success) = run_tests(&mut command)?;
+    if flags.filter.is_none() {
+        let (models, hold) = interleavings::explore(&interleavings::Flags::default())?;
+        totals.passed += models.passed;
+        totals.failed += models.failed;
+        success &= hold;
+    }
     if let Some(fuzzing) = fuzzing {
         let fuzzed = step("waiting for the fuzz targets", || match fuzzing.join() {
             Ok(fuzzed) => fuzzed,
@@ -139,7 +145,7 @@ fn cargo_deny() -> Result<PathBuf> {
 }
 
 /// Runs `cargo test`, shows what it prints, and adds up its results.
-fn run_tests(command: &mut Command) -> Result<(Totals, bool)> {
+pub(super) fn run_tests(command: &mut Command) -> Result<(Totals, bool)> {
     let mut child = command
         .stdout(Stdio::piped())
         .spawn()
