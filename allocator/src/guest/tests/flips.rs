@@ -12,9 +12,9 @@ const VICTIM_PAGE: u64 = 20;
 const VICTIM_PAGES: u64 = 4;
 const VICTIM_RING_OFFSET: u64 = RING_OFFSET - PAGE;
 const VICTIM_VALUE: u64 = 0x1234_5678_9abc_def0;
-const ROUNDS: u64 = 200;
+const ROUNDS: u64 = 100;
 /// Every so many rounds the guest is saved and restored elsewhere.
-const ROUNDS_OF_A_SNAPSHOT: u64 = 50;
+const ROUNDS_OF_A_SNAPSHOT: u64 = 25;
 
 /// Ends the thread that flips, also where the test fails.
 struct Done<'a>(&'a AtomicBool);
