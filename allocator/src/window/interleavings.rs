@@ -13,7 +13,8 @@ use loom::thread::{JoinHandle, spawn};
 use super::ranges::{Bytes, Ranges, Use};
 use super::*;
 
-const PAGES: u64 = 3;
+const COUNT: usize = 3;
+const PAGES: u64 = COUNT as u64;
 
 fn span(page: u64, pages: u64) -> Span {
     Span::new(page * PAGE, pages * PAGE, PAGES * PAGE).unwrap()
@@ -28,7 +29,7 @@ struct Page {
 /// A few pages in place of the memfd.
 #[derive(Debug)]
 struct Pages {
-    pages: [UnsafeCell<Page>; PAGES as usize],
+    pages: [UnsafeCell<Page>; COUNT],
     /// As the kernel counts them: nobody touches a page for it.
     resident: AtomicU64,
     may_punch: bool,
@@ -45,11 +46,11 @@ impl Pages {
 
     fn page(&self, page: u64) -> Page {
         // SAFETY: the checker ends the model where somebody else may write here at the same time.
-        self.pages[page as usize].with(|page| unsafe { *page })
+        self.pages[index(page)].with(|page| unsafe { *page })
     }
 
     fn change(&self, page: u64, change: impl FnOnce(&mut Page)) {
-        self.pages[page as usize].with_mut(|page| {
+        self.pages[index(page)].with_mut(|page| {
             // SAFETY: as above.
             let page = unsafe { &mut *page };
             let before = u64::from(page.exists);
@@ -76,6 +77,10 @@ impl Pages {
             assert_eq!(self.page(page).value, 0, "page {page} of {span:?}");
         }
     }
+}
+
+fn index(page: u64) -> usize {
+    usize::try_from(page).unwrap()
 }
 
 fn pages_of(span: Span) -> std::ops::Range<u64> {
@@ -163,11 +168,11 @@ fn use_once(ranges: &Arc<Ranges<Pages>>, span: Span) -> bool {
 /// When no thread is left: nothing is held or being cleaned, what is not dirty reads as zeros, and what is warm is what is counted.
 fn check_all(ranges: &Ranges<Pages>) {
     let state = ranges.state.lock();
-    let mut dirty = [false; PAGES as usize];
+    let mut dirty = [false; COUNT];
     let mut warm = 0;
     for (span, used) in state.extents.iter() {
         match used {
-            Use::Dirty => pages_of(span).for_each(|page| dirty[page as usize] = true),
+            Use::Dirty => pages_of(span).for_each(|page| dirty[index(page)] = true),
             Use::Warm(_) => warm += span.len(),
             Use::Held(_) | Use::Cleaning => panic!("{span:?} is lost: {used:?}"),
         }
@@ -177,7 +182,7 @@ fn check_all(ranges: &Ranges<Pages>) {
     for page in 0..PAGES {
         let Page { value, .. } = ranges.bytes.page(page);
         assert!(
-            dirty[page as usize] || value == 0,
+            dirty[index(page)] || value == 0,
             "page {page} is neither dirty nor clean"
         );
     }
@@ -260,7 +265,8 @@ fn warm_pages_that_cool_are_not_taken() {
 #[test]
 fn what_is_somebodys_is_not_swept() {
     for may_punch in [true, false] {
-        explore("what_is_somebodys_is_not_swept", move || {
+        let name = format!("what_is_somebodys_is_not_swept, may_punch {may_punch}");
+        explore(&name, move || {
             let pages = Pages::new(may_punch);
             // A guest's kernel was here, and no blob.
             pages.write(span(1, 2));
@@ -285,7 +291,8 @@ fn what_is_somebodys_is_not_swept() {
 #[test]
 fn what_went_outside_is_never_given() {
     for may_punch in [true, false] {
-        explore("what_went_outside_is_never_given", move || {
+        let name = format!("what_went_outside_is_never_given, may_punch {may_punch}");
+        explore(&name, move || {
             let model = Model::over(Pages::new(may_punch), 0, FOREVER);
             let mut lease = model.ranges.place(span(0, 2), 7).unwrap();
             model.ranges.bytes.write(span(0, 2));

@@ -241,7 +241,8 @@ fn all_short_lives_agree_with_an_array() {
                 match step {
                     Step::Place(page, pages) => {
                         let span = Span::new(page * PAGE, pages * PAGE, whole.len()).unwrap();
-                        let range = page as usize..(page + pages) as usize;
+                        let index = |page| usize::try_from(page).unwrap();
+                        let range = index(page)..index(page + pages);
                         let mut held: Vec<Owner> =
                             holders[range.clone()].iter().flatten().copied().collect();
                         held.dedup();

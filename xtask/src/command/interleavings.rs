@@ -37,7 +37,7 @@ pub fn run(flags: &Flags) -> Result<()> {
 /// What the models came to, and whether all of them hold.
 pub(super) fn explore(flags: &Flags) -> Result<(Totals, bool)> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(["test", "--quiet", "--lib"]);
+    command.args(["test", "--quiet", "--lib", "--no-fail-fast"]);
     for package in PACKAGES {
         command.args(["--package", package]);
     }

@@ -96,8 +96,8 @@ fn bits_that_flip_while_the_host_works_harm_nobody_else() {
                 noise ^= noise << 13;
                 noise ^= noise >> 7;
                 noise ^= noise << 17;
-                its[(noise % its.len() as u64) as usize]
-                    .fetch_xor(1 << (noise >> 58), Ordering::Relaxed);
+                let at = usize::try_from(noise % its.len() as u64).unwrap();
+                its[at].fetch_xor(1 << (noise >> 58), Ordering::Relaxed);
                 flips.fetch_add(1, Ordering::Relaxed);
             }
         });

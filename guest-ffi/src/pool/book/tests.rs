@@ -114,7 +114,7 @@ fn all_short_lives_agree_with_an_array() {
                     // What alignment takes is its own too.
                     let first = place.allocation.offset as usize;
                     let whole = first..first + place.units as usize;
-                    let start = (place.offset() / UNIT) as usize;
+                    let start = usize::try_from(place.offset() / UNIT).unwrap();
                     assert!(start.is_multiple_of(alignment));
                     assert!(whole.start <= start && start + size <= whole.end);
                     let units = &mut blocks[block].as_mut().unwrap()[whole];
