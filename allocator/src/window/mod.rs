@@ -2,7 +2,7 @@
 //!
 //! Rules:
 //! - **The window is the memory.** A lease is a span of the memfd that one memory owns; nothing else refers to those bytes.
-//! - **Zero on reuse.** [`Window::place`] returns a lease that reads as zeros. A dropped lease is dirty; the cleaning worker
+//! - **Zero on reuse.** `Window::place` returns a lease that reads as zeros. A dropped lease is dirty; the cleaning worker
 //!   makes it clean, and whoever places first cleans what the worker has not reached.
 //! - **No lock across work.** The table's lock is held for bookkeeping alone; zeroing and hole punching
 //!   happen outside, on spans that the table has marked: see `ranges.rs`.
