@@ -23,6 +23,7 @@ mod exports;
 mod flips;
 mod limits;
 mod objects;
+mod requests;
 mod secrets;
 mod snapshot;
 mod tables;

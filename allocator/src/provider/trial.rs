@@ -142,3 +142,6 @@ fn compare(what: &str, expected: &[u8], found: &[u8]) -> Result<(), ProbeOutcome
         expected.len()
     )))
 }
+
+#[cfg(test)]
+mod tests;

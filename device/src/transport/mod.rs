@@ -304,6 +304,9 @@ impl Drop for Unpublished {
 }
 
 #[cfg(test)]
+mod no_device;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

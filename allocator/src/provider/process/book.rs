@@ -605,3 +605,6 @@ fn no_process() -> ProviderError {
 fn unknown(attachment: AttachmentId) -> ProviderError {
     ProviderError::Invalid(format!("attachment {} is unknown", attachment.0))
 }
+
+#[cfg(test)]
+mod tests;

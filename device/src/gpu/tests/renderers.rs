@@ -5,6 +5,8 @@
     reason = "tests: the sizes are their own"
 )]
 
+mod detached;
+
 use std::fs::File;
 use std::io::{IoSliceMut, Write};
 use std::mem::MaybeUninit;

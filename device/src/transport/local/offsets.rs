@@ -143,3 +143,6 @@ pub(super) fn window_full(command: &[u8]) -> Vec<u8> {
     header.cmd_type = resp::ERR_OUT_OF_MEMORY.into();
     header.as_bytes().to_vec()
 }
+
+#[cfg(test)]
+mod tests;
