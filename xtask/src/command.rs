@@ -1,10 +1,12 @@
 //! The sub-commands of `cargo xtask`.
 
 pub mod bench;
+pub mod coverage;
 pub mod demo;
 pub mod fuzz;
 pub mod install;
 pub mod interleavings;
+pub mod sanitize;
 pub mod setup;
 pub mod test;
 pub mod vm;

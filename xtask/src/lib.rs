@@ -11,6 +11,7 @@
 //! | [`initramfs`] | what does the guest boot into? |
 //! | [`vm`] | how does a program run in the guest? |
 //! | [`daemon`] | how is hostblobd started and ended? |
+//! | [`nightly`] | how is something built with nightly Rust? |
 //! | [`build`] | which binaries are needed? |
 //! | [`command`] | what does each sub-command do? |
 
@@ -23,6 +24,7 @@ pub mod environment;
 pub mod host_packages;
 pub mod initramfs;
 pub mod libraries;
+pub mod nightly;
 pub mod peers;
 pub mod progress;
 pub mod vm;

@@ -4,7 +4,9 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::command::{DaemonFlags, bench, demo, fuzz, install, interleavings, setup, test, vm};
+use xtask::command::{
+    DaemonFlags, bench, coverage, demo, fuzz, install, interleavings, sanitize, setup, test, vm,
+};
 
 /// Set-up, demo, tests and virtual machines of hostblob.
 #[derive(Debug, Parser)]
@@ -31,10 +33,14 @@ enum Command {
     Test(test::Flags),
     /// Measure everything, beside peers: a report in target/bench
     Bench(bench::Flags),
+    /// Measure which lines of protocol, allocator and device the tests run
+    Coverage(coverage::Flags),
     /// Run the fuzz targets, each for a minute
     Fuzz(fuzz::Flags),
     /// Look at what threads can do to each other, in every order
     Interleavings(interleavings::Flags),
+    /// Run the tests on AddressSanitizer and LeakSanitizer
+    Sanitize(sanitize::Flags),
     /// Run something of your own in the guest
     #[command(subcommand)]
     Vm(VmCommand),
@@ -91,8 +97,10 @@ fn run(command: &Command) -> Result<u8> {
         Command::Demo { daemon, no_vm, icd } => demo::run(daemon, *no_vm, *icd).map(|()| 0),
         Command::Test(flags) => test::run(flags).map(|()| 0),
         Command::Bench(flags) => bench::run(flags).map(|()| 0),
+        Command::Coverage(flags) => coverage::run(flags).map(|()| 0),
         Command::Fuzz(flags) => fuzz::run(flags).map(|()| 0),
         Command::Interleavings(flags) => interleavings::run(flags).map(|()| 0),
+        Command::Sanitize(flags) => sanitize::run(flags).map(|()| 0),
         Command::Setup => setup::run().map(|()| 0),
         Command::Install(flags) => install::run(flags).map(|()| 0),
         Command::Vm(VmCommand::Run {

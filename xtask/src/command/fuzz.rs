@@ -11,8 +11,8 @@ use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result, bail};
 
-use crate::build;
 use crate::progress::{note, step};
+use crate::{build, nightly};
 
 /// What rustc is told, as `cargo fuzz` does.
 const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
@@ -141,29 +141,24 @@ fn build_targets(folder: &Path, targets: &[String]) -> Result<PathBuf> {
     if !succeeds(Command::new(&compiler).arg("--version")) {
         bail!("{compiler} cannot be run: libFuzzer needs a C++ compiler; apt-get install g++");
     }
-    let nightly = succeeds(Command::new("rustc").args(["+nightly", "--version"]));
-    let (flags, target) = if nightly {
+    let has_nightly = nightly::is_installed();
+    let (flags, target) = if has_nightly {
         (
             format!("{COVERAGE} {ADDRESS_SANITIZER}"),
             build::target().join("fuzz"),
         )
     } else {
-        note("without AddressSanitizer: rustup toolchain install nightly adds it");
+        note(&format!(
+            "without AddressSanitizer: {} adds it",
+            nightly::MISSING
+        ));
         (COVERAGE.to_owned(), build::target().join("fuzz-stable"))
     };
-    // Named, so that build scripts are built without the flags.
-    let host = host_triple()?;
-    // The cargo that runs us is of one toolchain: rustup's finds the other.
-    let mut command = match nightly {
-        true => Command::new("cargo"),
+    let host = nightly::host()?;
+    let mut command = match has_nightly {
+        true => nightly::cargo(),
         false => Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())),
     };
-    if nightly {
-        command
-            .arg("+nightly")
-            .env_remove("RUSTC")
-            .env_remove("RUSTUP_TOOLCHAIN");
-    }
     command
         .args([
             "build",
@@ -189,16 +184,6 @@ fn build_targets(folder: &Path, targets: &[String]) -> Result<PathBuf> {
 fn succeeds(command: &mut Command) -> bool {
     let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
     status.is_ok_and(|status| status.success())
-}
-
-fn host_triple() -> Result<String> {
-    let output = Command::new("rustc")
-        .arg("-vV")
-        .output()
-        .context("rustc cannot be run")?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let line = text.lines().find_map(|line| line.strip_prefix("host: "));
-    Ok(line.context("rustc -vV names no host")?.to_owned())
 }
 
 /// The figures, or where the failure is.
