@@ -26,8 +26,8 @@ const INPUT_TIMEOUT: u32 = 60;
 const MAX_INPUT: u32 = 4096;
 /// Seconds of each target, unless somebody says otherwise.
 const SECONDS: u32 = 60;
-/// The least that a scheduler knows.
-const BACKGROUND: i32 = 19;
+/// Of processors that others want, a tenth: targets wait for threads of their own, for seconds and not for ever.
+const BACKGROUND: i32 = 10;
 
 /// What to run, and for how long.
 #[derive(Debug, Clone, clap::Args)]
