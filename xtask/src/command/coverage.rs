@@ -1,6 +1,6 @@
 //! `cargo xtask coverage`: which lines of the host's code its own tests run; what end-to-end tests run beyond that is not seen here.
 //!
-//! Lines of tests are not counted: they run always, and say nothing. See [`counted`] for what a test is.
+//! Lines of tests are not counted: they run always, and say nothing. `counted.rs` says what a test is.
 
 mod counted;
 
