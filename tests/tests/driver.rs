@@ -136,7 +136,7 @@ fn without_a_driver_or_by_wish_there_is_no_process() {
     let maps = |pid: String| fs::read_to_string(format!("/proc/{pid}/maps")).expect("its maps");
     assert!(maps(off.pid().to_string()).contains("libvulkan"));
     fixture::finish(off);
-    let on = fixture::daemon(Provider::Vulkan, WINDOW)
+    let mut on = fixture::daemon(Provider::Vulkan, WINDOW)
         .start()
         .expect("hostblobd starts");
     let child = driver(&on)
@@ -149,5 +149,6 @@ fn without_a_driver_or_by_wish_there_is_no_process() {
         !own.contains("libvulkan") && !own.contains("libEGL"),
         "{own}"
     );
-    fixture::finish(on);
+    on.stop().expect("hostblobd ends");
+    assert!(!on.log().contains("was killed"), "{}", on.log());
 }

@@ -151,11 +151,12 @@ impl Provider for ProcessProvider {
 
 /// Owns the process and all books.
 struct Keeper {
+    /// Ends before what has started it, which would wait for it.
+    running: Option<Running>,
     starter: Starter,
     /// What guests were told. A process that says otherwise is not one for them.
     description: Description,
     sessions: HashMap<u64, Book>,
-    running: Option<Running>,
     generation: u64,
     is_starting: bool,
     /// Not before this is another one started.

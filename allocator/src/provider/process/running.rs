@@ -44,9 +44,12 @@ impl Process {
         true
     }
 
-    /// Lets it end by itself for `patience`, then kills it. It has ended when this returns.
+    /// Lets it end by itself for `patience`, then kills it, and logs that it was so patient. It has ended when this returns.
     pub fn end(&self, patience: Duration) {
         if !self.ends_within(patience) {
+            if !patience.is_zero() {
+                log::warn!("a process did not end within {patience:?} and was killed");
+            }
             let _ = rustix::process::pidfd_send_signal(&self.0, Signal::KILL);
             self.ends_within(Duration::MAX);
         }

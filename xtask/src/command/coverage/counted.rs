@@ -12,7 +12,8 @@ use anyhow::{Context, Result};
 /// A provider that tests alone use, of other crates too: it has no attribute.
 const FAKE: &str = "allocator/src/provider/fake.rs";
 
-const ATTRIBUTE: &str = "#[cfg(test)]";
+/// In a test build, or in a special one.
+const ATTRIBUTES: [&str; 2] = ["#[cfg(test)]", "#[cfg(all(test, loom))]"];
 
 /// The files, and their lines that do not count.
 #[derive(Debug)]
@@ -73,7 +74,7 @@ fn test_items(text: &str) -> Vec<Item<'_>> {
     let mut items = Vec::new();
     let mut lines = text.lines().zip(1..);
     while let Some((line, start)) = lines.next() {
-        if line.trim() != ATTRIBUTE {
+        if !ATTRIBUTES.contains(&line.trim()) {
             continue;
         }
         let indentation = line.len() - line.trim_start().len();
