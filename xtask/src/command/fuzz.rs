@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread;
 
 use anyhow::{Context, Result, bail};
 
@@ -24,10 +24,6 @@ const ADDRESS_SANITIZER: &str = "-Zsanitizer=address";
 const INPUT_TIMEOUT: u32 = 60;
 /// Longest input in bytes.
 const MAX_INPUT: u32 = 4096;
-/// Seconds of each target, unless somebody says otherwise.
-const SECONDS: u32 = 60;
-/// Of processors that others want, a tenth: targets wait for threads of their own, for seconds and not for ever.
-const BACKGROUND: i32 = 10;
 
 /// What to run, and for how long.
 #[derive(Debug, Clone, clap::Args)]
@@ -35,7 +31,7 @@ pub struct Flags {
     /// One of fuzz/targets; all of them without it
     pub target: Option<String>,
     /// Seconds for each
-    #[arg(long, value_name = "N", default_value_t = SECONDS)]
+    #[arg(long, value_name = "N", default_value_t = 60)]
     pub seconds: u32,
     /// Targets at a time
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -70,27 +66,6 @@ pub fn run(flags: &Flags) -> Result<()> {
         bail!("{failed} of {} failed; see above", targets.len());
     }
     Ok(())
-}
-
-/// How many passed, and how many failed.
-pub type Count = (usize, usize);
-
-/// Builds all, and runs each for a minute, while others have the processors: what they leave is enough. Joined for the counts.
-pub fn in_background() -> JoinHandle<Result<Count>> {
-    thread::spawn(|| {
-        // Of this thread, and so of what it starts.
-        rustix::process::setpriority_process(None, BACKGROUND)?;
-        let folder = build::workspace().join("fuzz");
-        let targets = targets(&folder.join("targets"))?;
-        let binaries = build_targets(&folder, &targets)?;
-        let flags = Flags {
-            target: None,
-            seconds: SECONDS,
-            jobs: thread::available_parallelism()?.get(),
-        };
-        let failed = run_targets(&folder, &binaries, &targets, &flags)?;
-        Ok((targets.len() - failed, failed))
-    })
 }
 
 /// Runs each, as many at a time as wanted; how many failed.

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use super::{fuzz, interleavings};
+use super::interleavings;
 use crate::environment::Environment;
 use crate::host_packages::{self, Extent};
 use crate::progress::{note, step};
@@ -44,7 +44,6 @@ pub fn run(flags: &Flags) -> Result<()> {
     let programs = step("building the guest programs", || {
         build::guest_binaries("hostblob-tests")
     })?;
-    let fuzzing = flags.filter.is_none().then(fuzz::in_background);
     let mut arguments = vec!["test", "--workspace", "--no-fail-fast"];
     if let Some(filter) = &flags.filter {
         arguments.extend(["--", filter]);
@@ -60,16 +59,6 @@ pub fn run(flags: &Flags) -> Result<()> {
         totals.passed += models.passed;
         totals.failed += models.failed;
         success &= hold;
-    }
-    if let Some(fuzzing) = fuzzing {
-        let fuzzed = step("waiting for the fuzz targets", || match fuzzing.join() {
-            Ok(fuzzed) => fuzzed,
-            Err(_) => bail!("a thread panicked"),
-        });
-        let (passed, failed) = fuzzed?;
-        totals.passed += passed;
-        totals.failed += failed;
-        success &= failed == 0;
     }
     println!("{} passed, {} failed", totals.passed, totals.failed);
     if !success {
