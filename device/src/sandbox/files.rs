@@ -56,12 +56,11 @@ const NAMING_DRIVERS: [&str; 11] = [
     "__EGL_VENDOR_LIBRARY_FILENAMES",
 ];
 
-/// GPUs, and what makes dma-bufs.
-const DEVICES: [&str; 6] = [
+/// GPUs, and what makes dma-bufs beside what everybody has.
+const DEVICES: [&str; 5] = [
     "/dev/dri",
     "/dev/kfd",
     "/dev/dma_heap",
-    "/dev/udmabuf",
     "/dev/null",
     "/dev/urandom",
 ];
