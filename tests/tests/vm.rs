@@ -262,8 +262,7 @@ fn demo_tells_its_story(transport: Transport) {
 fn c_example() -> PathBuf {
     static PROGRAM: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
     let (_, program) = PROGRAM.get_or_init(|| {
-        let library = build::guest_library("hostblob-guest", "libhostblob_guest.a")
-            .expect("the static library builds");
+        let library = fixture::guest().join("libhostblob_guest.a");
         let folder = tempfile::tempdir().expect("a folder");
         let program = folder.path().join("allocate_copy");
         let source = build::workspace().join("guest-ffi");

@@ -34,28 +34,31 @@ pub fn cargo(arguments: &[&str], environment: &[(&str, &str)]) -> Result<()> {
     Ok(())
 }
 
-/// Environment variable: `dev` has the host's programs built as tests are, with checks of overflow and without waiting for the optimiser. The default is
-/// `release`.
-pub const PROFILE_ENV: &str = "HOSTBLOB_PROFILE";
+/// Environment variable: the folder with this host's programs, examples and libraries, where they are built already. Without it, each is built
+/// when it is wanted, optimised.
+pub const HOST_ENV: &str = "HOSTBLOB_HOST_PROGRAMS";
+/// Environment variable: the same for the guest.
+pub const GUEST_ENV: &str = "HOSTBLOB_GUEST_PROGRAMS";
 
-/// Builds something of a package for this host; returns the folder of the profile.
+/// Builds something of a package for this host, unless that was done; returns the folder that it is in.
 fn host(package: &str, what: &[&str]) -> Result<PathBuf> {
-    let profile = std::env::var(PROFILE_ENV).unwrap_or_else(|_| "release".to_owned());
-    let folder = match profile.as_str() {
-        "dev" => "debug",
-        "release" => "release",
-        other => bail!("{PROFILE_ENV} is {other}: dev and release are known"),
-    };
-    let arguments = [
-        "build",
-        "--quiet",
-        "--profile",
-        &profile,
-        "--package",
-        package,
-    ];
+    if let Some(built) = std::env::var_os(HOST_ENV) {
+        return Ok(built.into());
+    }
+    let arguments = ["build", "--quiet", "--release", "--package", package];
     cargo(&[&arguments[..], what].concat(), &[])?;
-    Ok(target().join(folder))
+    Ok(target().join("release"))
+}
+
+/// Builds the tests, and with them all that [`HOST_ENV`] is about, with checks of overflow and without waiting for the optimiser: `cargo test` finds
+/// it done, by the same choice of packages. Chosen apart, they have other features and are built once more. Returns the folder.
+pub fn tests() -> Result<PathBuf> {
+    let targets = ["--lib", "--bins", "--examples", "--tests"];
+    cargo(
+        &[&["build", "--quiet", "--workspace"], &targets[..]].concat(),
+        &[],
+    )?;
+    Ok(target().join("debug"))
 }
 
 /// Builds a program for this host; returns where it is.
@@ -68,13 +71,6 @@ pub fn host_example(package: &str, name: &str) -> Result<PathBuf> {
     Ok(host(package, &["--example", name])?
         .join("examples")
         .join(name))
-}
-
-/// Builds an example for this host as `cargo test` does; returns where it is.
-pub fn test_example(package: &str, name: &str) -> Result<PathBuf> {
-    let arguments = ["build", "--quiet", "--package", package, "--example", name];
-    cargo(&arguments, &[])?;
-    Ok(target().join("debug/examples").join(name))
 }
 
 /// Builds the Vulkan driver for this host; returns its manifest, beside which it lies.
@@ -107,36 +103,21 @@ pub fn host_library(package: &str) -> Result<PathBuf> {
     host(package, &["--lib"])
 }
 
-/// Builds all programs of a package for the guest, optimised and static; returns the folder that they are in.
-pub fn guest_binaries(package: &str) -> Result<PathBuf> {
+/// Builds all programs for the guest, and the guest library for C programs, optimised and static, unless that was done; returns the folder that they
+/// are in.
+pub fn guest() -> Result<PathBuf> {
+    if let Some(built) = std::env::var_os(GUEST_ENV) {
+        return Ok(built.into());
+    }
     let folder = target().join("guest");
-    let text = folder.to_string_lossy().into_owned();
+    let text = folder.to_string_lossy();
     let arguments = [
         "build",
         "--release",
         "--quiet",
-        "--package",
-        package,
+        "--package=hostblob-tests",
         "--bins",
-        "--target",
-        TARGET,
-        "--target-dir",
-        &text,
-    ];
-    cargo(&arguments, &[("RUSTFLAGS", GUEST_FLAGS)])?;
-    Ok(folder.join(TARGET).join("release"))
-}
-
-/// Builds a static library for the guest; returns the file.
-pub fn guest_library(package: &str, file: &str) -> Result<PathBuf> {
-    let folder = target().join("guest");
-    let text = folder.to_string_lossy().into_owned();
-    let arguments = [
-        "build",
-        "--release",
-        "--quiet",
-        "--package",
-        package,
+        "--package=hostblob-guest",
         "--lib",
         "--target",
         TARGET,
@@ -144,5 +125,5 @@ pub fn guest_library(package: &str, file: &str) -> Result<PathBuf> {
         &text,
     ];
     cargo(&arguments, &[("RUSTFLAGS", GUEST_FLAGS)])?;
-    Ok(folder.join(TARGET).join("release").join(file))
+    Ok(folder.join(TARGET).join("release"))
 }

@@ -176,9 +176,7 @@ pub fn run(flags: &Flags) -> Result<()> {
     let environment = Environment::prepare()?;
     let peers = guests::peers(&environment)?;
     step("building hostblobd", crate::daemon::binary)?;
-    let guest = step("building the guest program", || {
-        build::guest_binaries("hostblob-tests")
-    })?;
+    let guest = step("building the guest program", build::guest)?;
     let programs = step("building the programs of the bench", Programs::build)?;
     let extents = if flags.quick { QUICK } else { FULL };
     let folder = build::target().join("bench");

@@ -15,7 +15,6 @@ use crate::progress::{note, step};
 use crate::vm::{Output, Vm};
 use crate::{build, command};
 
-const PACKAGE: &str = "hostblob-tests";
 const PROGRAM: &str = "demo";
 
 /// Runs it; an error says why it failed.
@@ -31,9 +30,7 @@ pub fn run(flags: &DaemonFlags, no_vm: bool, icd: bool) -> Result<()> {
 
 fn in_the_guest(flags: &DaemonFlags) -> Result<()> {
     let (environment, daemon) = command::vm::prepare(flags)?;
-    let programs = step("building the guest program", || {
-        build::guest_binaries(PACKAGE)
-    })?;
+    let programs = step("building the guest program", build::guest)?;
     let mut daemon = daemon.start()?;
     tell_of_the_boot(flags, &environment, &daemon);
     let vm = Vm::builder(&environment)
@@ -90,7 +87,9 @@ fn over_the_socket(flags: &DaemonFlags) -> Result<()> {
 
 /// A program for this host, and a daemon that serves the local socket.
 fn program_and_daemon(flags: &DaemonFlags, name: &str) -> Result<(PathBuf, Daemon)> {
-    let program = step("building the program", || build::host_binary(PACKAGE, name))?;
+    let program = step("building the program", || {
+        build::host_binary("hostblob-tests", name)
+    })?;
     let daemon = Daemon::builder().args(flags.arguments()).start()?;
     println!();
     println!(

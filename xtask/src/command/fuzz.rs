@@ -7,10 +7,11 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result, bail};
 
+use super::test::Totals;
 use crate::progress::{note, step};
 use crate::{build, nightly};
 
@@ -24,6 +25,19 @@ const ADDRESS_SANITIZER: &str = "-Zsanitizer=address";
 const INPUT_TIMEOUT: u32 = 60;
 /// Longest input in bytes.
 const MAX_INPUT: u32 = 4096;
+/// Seconds of each target, unless somebody says otherwise.
+const SECONDS: u32 = 60;
+/// Of processors that others want, a tenth: targets wait for threads of their own, for seconds and not for ever.
+const BACKGROUND: i32 = 10;
+
+/// How targets are built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Build {
+    /// Optimised, and with AddressSanitizer where there is nightly Rust.
+    Thorough,
+    /// In less than two thirds of that time.
+    Quick,
+}
 
 /// What to run, and for how long.
 #[derive(Debug, Clone, clap::Args)]
@@ -31,7 +45,7 @@ pub struct Flags {
     /// One of fuzz/targets; all of them without it
     pub target: Option<String>,
     /// Seconds for each
-    #[arg(long, value_name = "N", default_value_t = 60)]
+    #[arg(long, value_name = "N", default_value_t = SECONDS)]
     pub seconds: u32,
     /// Targets at a time
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -59,13 +73,35 @@ pub fn run(flags: &Flags) -> Result<()> {
         targets = vec![wanted.clone()];
     }
     let binaries = step("building the fuzz targets", || {
-        build_targets(&folder, &targets)
+        build_targets(&folder, &targets, Build::Thorough)
     })?;
     let failed = run_targets(&folder, &binaries, &targets, flags)?;
     if failed > 0 {
         bail!("{failed} of {} failed; see above", targets.len());
     }
     Ok(())
+}
+
+/// Builds all, and runs each for a minute, while others have the processors: what they leave is enough. Joined for how many passed and how many
+/// failed.
+pub(super) fn in_background() -> JoinHandle<Result<Totals>> {
+    thread::spawn(|| {
+        // Of this thread, and so of what it starts.
+        rustix::process::setpriority_process(None, BACKGROUND)?;
+        let folder = build::workspace().join("fuzz");
+        let targets = targets(&folder.join("targets"))?;
+        let binaries = build_targets(&folder, &targets, Build::Quick)?;
+        let flags = Flags {
+            target: None,
+            seconds: SECONDS,
+            jobs: thread::available_parallelism()?.get(),
+        };
+        let failed = run_targets(&folder, &binaries, &targets, &flags)?;
+        Ok(Totals {
+            passed: targets.len() - failed,
+            failed,
+        })
+    })
 }
 
 /// Runs each, as many at a time as wanted; how many failed.
@@ -111,29 +147,32 @@ fn targets(folder: &Path) -> Result<Vec<String>> {
 }
 
 /// The folder of the programs.
-fn build_targets(folder: &Path, targets: &[String]) -> Result<PathBuf> {
+fn build_targets(folder: &Path, targets: &[String], how: Build) -> Result<PathBuf> {
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
     if !succeeds(Command::new(&compiler).arg("--version")) {
         bail!("{compiler} cannot be run: libFuzzer needs a C++ compiler; apt-get install g++");
     }
     let has_nightly = nightly::is_installed();
-    let (flags, target) = if has_nightly {
-        (
-            format!("{COVERAGE} {ADDRESS_SANITIZER}"),
-            build::target().join("fuzz"),
-        )
-    } else {
+    if how == Build::Thorough && !has_nightly {
         note(&format!(
             "without AddressSanitizer: {} adds it",
             nightly::MISSING
         ));
-        (COVERAGE.to_owned(), build::target().join("fuzz-stable"))
+    }
+    let stable = || Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let (mut command, flags, name, options) = match how {
+        Build::Thorough if has_nightly => {
+            let flags = format!("{COVERAGE} {ADDRESS_SANITIZER}");
+            (nightly::cargo(), flags, "fuzz", &[][..])
+        }
+        Build::Thorough => (stable(), COVERAGE.to_owned(), "fuzz-stable", &[][..]),
+        Build::Quick => {
+            let options = &["--config", "profile.release.opt-level=1"][..];
+            (stable(), COVERAGE.to_owned(), "fuzz-quick", options)
+        }
     };
+    let target = build::target().join(name);
     let host = nightly::host()?;
-    let mut command = match has_nightly {
-        true => nightly::cargo(),
-        false => Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())),
-    };
     command
         .args([
             "build",
@@ -145,6 +184,7 @@ fn build_targets(folder: &Path, targets: &[String]) -> Result<PathBuf> {
         ])
         .arg("--manifest-path")
         .arg(folder.join("Cargo.toml"))
+        .args(options)
         .arg("--target-dir")
         .arg(&target)
         .args(targets.iter().flat_map(|target| ["--bin", target.as_str()]))

@@ -10,7 +10,6 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use super::test::GUEST_ENV;
 use crate::progress::step;
 use crate::{build, daemon, nightly};
 
@@ -187,9 +186,7 @@ impl<'a> Suite<'a> {
     }
 
     fn end_to_end_tests(&self) -> Result<bool> {
-        let guest = step("building the guest programs", || {
-            build::guest_binaries("hostblob-tests")
-        })?;
+        let guest = step("building the guest programs", build::guest)?;
         let (daemon, tests) = step("building the daemon and the end-to-end tests", || {
             let daemon =
                 self.executable(&["build", "--package=hostblob-device", "--bin=hostblobd"])?;
@@ -201,9 +198,8 @@ impl<'a> Suite<'a> {
             command
                 .args(names)
                 .current_dir(build::workspace().join("tests"))
-                .env(build::PROFILE_ENV, "dev")
                 .env(daemon::ENV, &daemon)
-                .env(GUEST_ENV, &guest);
+                .env(build::GUEST_ENV, &guest);
             if finds_leaks {
                 command.env(daemon::SANDBOX_ENV, "off");
             }

@@ -1,19 +1,17 @@
 //! `cargo xtask test`: everything that must hold before a change lands.
 
 use std::io::{BufRead, BufReader};
+use std::ops::AddAssign;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use super::interleavings;
+use super::{fuzz, interleavings};
 use crate::environment::Environment;
 use crate::host_packages::{self, Extent};
 use crate::progress::{note, step};
 use crate::{build, cache};
-
-/// Environment variable: the folder of the guest programs, built already.
-pub const GUEST_ENV: &str = "HOSTBLOB_GUEST_PROGRAMS";
 
 /// Pinned, so that a new release of the tool does not change what passes.
 const CARGO_DENY: &str = "0.20.2";
@@ -33,17 +31,24 @@ pub(super) struct Totals {
     pub(super) failed: usize,
 }
 
+impl AddAssign for Totals {
+    fn add_assign(&mut self, more: Self) {
+        self.passed += more.passed;
+        self.failed += more.failed;
+    }
+}
+
 /// Runs all; the error says what failed.
 pub fn run(flags: &Flags) -> Result<()> {
     host_packages::ensure(Extent::Test)?;
     let environment = Environment::prepare()?;
     note(&format!("using {}", environment.qemu.version()));
+    let fuzzing = flags.filter.is_none().then(fuzz::in_background);
     if flags.filter.is_none() {
         checks()?;
     }
-    let programs = step("building the guest programs", || {
-        build::guest_binaries("hostblob-tests")
-    })?;
+    let guest = step("building the guest programs", build::guest)?;
+    let host = step("building the tests", build::tests)?;
     let mut arguments = vec!["test", "--workspace", "--no-fail-fast"];
     if let Some(filter) = &flags.filter {
         arguments.extend(["--", filter]);
@@ -51,14 +56,21 @@ pub fn run(flags: &Flags) -> Result<()> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(arguments).current_dir(build::workspace());
     command
-        .env(build::PROFILE_ENV, "dev")
-        .env(GUEST_ENV, programs);
+        .env(build::HOST_ENV, host)
+        .env(build::GUEST_ENV, guest);
     let (mut totals, mut success) = run_tests(&mut command)?;
     if flags.filter.is_none() {
         let (models, hold) = interleavings::explore(&interleavings::Flags::default())?;
-        totals.passed += models.passed;
-        totals.failed += models.failed;
+        totals += models;
         success &= hold;
+    }
+    if let Some(fuzzing) = fuzzing {
+        let fuzzed = step("waiting for the fuzz targets", || match fuzzing.join() {
+            Ok(fuzzed) => fuzzed,
+            Err(_) => bail!("a thread panicked"),
+        })?;
+        totals += fuzzed;
+        success &= fuzzed.failed == 0;
     }
     println!("{} passed, {} failed", totals.passed, totals.failed);
     if !success {
@@ -145,8 +157,7 @@ pub(super) fn run_tests(command: &mut Command) -> Result<(Totals, bool)> {
             let line = line?;
             println!("{line}");
             if let Some(result) = parse_result(&line) {
-                totals.passed += result.passed;
-                totals.failed += result.failed;
+                totals += result;
             }
         }
     }

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{PACKAGE, finish, program_and_daemon, succeeded, tell_of_the_boot};
+use super::{finish, program_and_daemon, succeeded, tell_of_the_boot};
 use crate::build;
 use crate::command::{self, DaemonFlags};
 use crate::host_packages::{self, Extent};
@@ -51,9 +51,7 @@ fn over_the_socket(flags: &DaemonFlags, driver: &Path, memory: &Path) -> Result<
 fn in_the_guest(flags: &DaemonFlags, driver: &Path, memory: &Path) -> Result<()> {
     const MEMORY: &str = "/program/vulkan_memory";
     let (environment, daemon) = command::vm::prepare(flags)?;
-    let programs = step("building the guest program", || {
-        build::guest_binaries(PACKAGE)
-    })?;
+    let programs = step("building the guest program", build::guest)?;
     let mut daemon = daemon.start()?;
     tell_of_the_boot(flags, &environment, &daemon);
     println!("host:  beside it Debian's Vulkan loader and vulkaninfo, and our driver");
