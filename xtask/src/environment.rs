@@ -7,12 +7,12 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::apt::{Apt, run};
-use crate::cache;
 use crate::libraries::GuestLibraries;
+use crate::{cache, kernel};
 
 /// Cache entries, pinned by suite: a newer point release is fetched when the entry is removed.
 const QEMU_ENTRY: &str = "qemu-trixie-backports";
-const GUEST_ENTRY: &str = "guest-trixie";
+const GUEST_ENTRY: &str = "guest-trixie-elf";
 
 /// Kernel modules of the guest, in the order of loading.
 const MODULES: [&str; 5] = [
@@ -157,9 +157,9 @@ impl GuestFiles {
         Ok(Self(folder))
     }
 
-    /// The kernel image.
+    /// The kernel, uncompressed.
     pub fn kernel(&self) -> PathBuf {
-        self.0.join("vmlinuz")
+        self.0.join("vmlinux")
     }
 
     /// A static busybox.
@@ -175,9 +175,10 @@ impl GuestFiles {
 
 /// Takes what a guest needs out of unpacked packages.
 fn take(root: &Path, to: &Path) -> Result<()> {
-    let kernel = find(&root.join("boot"), &|name| name.starts_with("vmlinuz-"))
+    let image = find(&root.join("boot"), &|name| name.starts_with("vmlinuz-"))
         .context("the kernel package has no /boot/vmlinuz")?;
-    fs::copy(kernel, to.join("vmlinuz"))?;
+    let kernel = kernel::unpack(&fs::read(&image)?).with_context(|| image.display().to_string())?;
+    fs::write(to.join("vmlinux"), kernel)?;
     let busybox = find(root, &|name| name == "busybox").context("busybox-static has no busybox")?;
     fs::copy(busybox, to.join("busybox"))?;
     for module in MODULES {

@@ -6,6 +6,7 @@
 //! | [`apt`] | how do Debian's packages get there? |
 //! | [`host_packages`] | does this host have a Vulkan driver? |
 //! | [`environment`] | which QEMU, which guest kernel? |
+//! | [`kernel`] | what does the guest boot? |
 //! | [`libraries`] | which libraries do programs of the host need in the guest? |
 //! | [`peers`] | what is hostblob measured against? |
 //! | [`initramfs`] | what does the guest boot into? |
@@ -23,6 +24,7 @@ pub mod daemon;
 pub mod environment;
 pub mod host_packages;
 pub mod initramfs;
+pub mod kernel;
 pub mod libraries;
 pub mod nightly;
 pub mod peers;

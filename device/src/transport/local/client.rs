@@ -20,7 +20,7 @@ use crate::gpu::{BlobMem, Gpu, NoPages, Response, Waker};
 use crate::shutdown::Shutdown;
 
 /// Longest time that a client may leave its responses unread.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 
 /// Bytes that are read from the socket at a time.
 const READ_SIZE: usize = 64 << 10;

@@ -114,6 +114,20 @@ impl Client {
         self
     }
 
+    /// A memory with the number 7, of a page.
+    fn create_memory(&mut self) {
+        let create = Create {
+            client_id: 7,
+            size: 4096,
+            memory: MemorySelector::Properties(2),
+            flags: CreateFlags::HOST_VISIBLE,
+            alignment: 0,
+            expected_cache: CacheMode::Any,
+        };
+        let response = self.response(&submit(0, create));
+        assert_eq!(response[..4], resp::OK_NODATA.to_le_bytes());
+    }
+
     /// The other end closes the connection.
     fn expect_closed(mut self) {
         let mut rest = Vec::new();
@@ -216,16 +230,7 @@ fn a_client_that_waits_for_nothing_is_held_back() {
     const MORE: usize = 200;
     let daemon = Daemon::start("local-pending");
     let mut client = daemon.connect().set_up();
-    let create = Create {
-        client_id: 7,
-        size: 4096,
-        memory: MemorySelector::Properties(2),
-        flags: CreateFlags::HOST_VISIBLE,
-        alignment: 0,
-        expected_cache: CacheMode::Any,
-    };
-    let done = resp::OK_NODATA.to_le_bytes();
-    assert_eq!(client.response(&submit(0, create))[..4], done);
+    client.create_memory();
     daemon.fake.hold();
     let range = MemoryRange {
         client_id: 7,
@@ -250,7 +255,42 @@ fn a_client_that_waits_for_nothing_is_held_back() {
     assert_eq!(fills(), MAX_KEPT);
     daemon.fake.release_all();
     for number in 0..MAX_KEPT + MORE {
+        let done = resp::OK_NODATA.to_le_bytes();
         assert_eq!(client.next_response()[..4], done, "{number}");
     }
     assert_eq!(fills(), MAX_KEPT + MORE);
+}
+
+/// It has its time; others are served meanwhile.
+#[test]
+fn a_client_that_reads_no_responses_is_closed() {
+    let daemon = Daemon::start("local-unread");
+    let mut client = daemon.connect().set_up();
+    client.create_memory();
+    let too_long = Some(std::time::Duration::from_secs(30));
+    client.0.set_write_timeout(too_long).unwrap();
+    let question = CtrlHdr {
+        cmd_type: cmd::GET_CAPSET_INFO.into(),
+        ..CtrlHdr::default()
+    };
+    let command = framed(&[question.as_bytes(), &[0; 8]].concat());
+    let writing = std::thread::spawn(move || {
+        loop {
+            if let Err(error) = client.0.write_all(&command) {
+                return error.kind();
+            }
+        }
+    });
+    while !writing.is_finished() {
+        daemon.connect().set_up();
+    }
+    let end = writing.join().unwrap();
+    assert!(
+        matches!(
+            end,
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+        ),
+        "{end}"
+    );
+    daemon.is_empty_soon();
 }
