@@ -89,7 +89,7 @@ pub fn run(flags: &Serve) -> Result<(), DaemonError> {
     serve(flags, provider, &shutdown, || sandbox.close())
 }
 
-/// Serves until `shutdown`. When everything is open that has a path, `is_ready` is called.
+/// Serves until `shutdown`. When everything is open that has a path, and before anybody can connect, `is_ready` is called.
 pub(crate) fn serve(
     flags: &Serve,
     provider: Arc<dyn Provider>,
@@ -136,13 +136,21 @@ pub(crate) fn serve(
         "the export socket",
         |listener| export::spawn(listener, exports, shutdown.clone()),
     )?;
-    // Now that their threads are there.
+    let vmm = flags
+        .socket_path
+        .as_deref()
+        .map(Unpublished::new)
+        .transpose()?;
+    is_ready()?;
+    // Now that their threads are there, and have given up what they do not need.
     let mut sockets = Vec::new();
     for (thread, unpublished) in local.into_iter().chain(viewers) {
         sockets.push((thread, publish(unpublished)?));
     }
-    let vmm = flags.socket_path.as_deref().map(bind).transpose()?;
-    is_ready()?;
+    let vmm = match vmm {
+        Some((listener, unpublished)) => Some((listener, publish(unpublished)?)),
+        None => None,
+    };
     let served = match &vmm {
         None => {
             wait_for(shutdown);
@@ -364,11 +372,6 @@ impl Drop for SocketFile {
     }
 }
 
-fn bind(path: &Path) -> Result<(UnixListener, SocketFile), SocketError> {
-    let (listener, unpublished) = Unpublished::new(path)?;
-    Ok((listener, publish(unpublished)?))
-}
-
 fn publish(unpublished: Unpublished) -> Result<SocketFile, SocketError> {
     let file = SocketFile(unpublished.publish()?);
     log::info!("listening on {}", file.0.display());
@@ -398,4 +401,40 @@ fn end_on_signals(shutdown: &Shutdown) -> std::io::Result<()> {
             }
         })?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::Cli;
+
+    /// By then its process has given up what it does not need.
+    #[test]
+    fn nobody_connects_before_the_daemon_is_ready() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name| folder.path().join(name).to_str().unwrap().to_owned();
+        let sockets = ["vmm", "local", "export"].map(path);
+        let names = ["--socket-path", "--local-socket", "--export-socket"];
+        let sockets_of = names.into_iter().zip(&sockets);
+        let arguments = sockets_of.flat_map(|(name, path)| [name, path]);
+        let flags = Cli::parse_from(["hostblobd"].into_iter().chain(arguments)).serve;
+        let there = || sockets.iter().filter(|path| Path::new(path).exists());
+        let opened = provider::open(Choice::System, &flags.gpu.options()).unwrap();
+        let shutdown = Shutdown::new().unwrap();
+        let is_ready = || {
+            assert_eq!(there().count(), 0);
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let serving = scope.spawn(|| serve(&flags, opened.provider, &shutdown, is_ready));
+            while there().count() < sockets.len() && !serving.is_finished() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            shutdown.request();
+            serving.join().unwrap().unwrap();
+        });
+        assert_eq!(there().count(), 0);
+    }
 }

@@ -131,6 +131,16 @@ struct ResourceInfo {
 
 #[derive(Debug, Default)]
 #[repr(C)]
+struct GetCaps {
+    cap_set_id: u32,
+    cap_set_ver: u32,
+    addr: u64,
+    size: u32,
+    pad: u32,
+}
+
+#[derive(Debug, Default)]
+#[repr(C)]
 struct Create3d {
     target: u32,
     format: u32,
@@ -178,6 +188,7 @@ const MAP: Opcode = opcode::read_write::<Map>(b'd', 0x41);
 const TRANSFER_FROM_HOST: Opcode = opcode::read_write::<Transfer>(b'd', 0x46);
 const TRANSFER_TO_HOST: Opcode = opcode::read_write::<Transfer>(b'd', 0x47);
 const WAIT: Opcode = opcode::read_write::<Wait>(b'd', 0x48);
+const GET_CAPS: Opcode = opcode::read_write::<GetCaps>(b'd', 0x49);
 const CREATE_BLOB: Opcode = opcode::read_write::<CreateBlob>(b'd', 0x4a);
 const CONTEXT_INIT: Opcode = opcode::read_write::<ContextInit>(b'd', 0x4b);
 
@@ -331,6 +342,20 @@ impl Node {
             .context("PRIME_HANDLE_TO_FD")?;
         // SAFETY: the kernel has just made it for us.
         Ok(unsafe { OwnedFd::from_raw_fd(prime.fd) })
+    }
+
+    /// Waits until the device has executed every command before, also those of contexts that are gone, whose end the kernel does not wait for. Works
+    /// once in a boot: it asks for a version of the capset that the kernel does not have yet.
+    pub fn catch_up(&self) -> Result<()> {
+        let mut bytes = [0_u8; 64];
+        let mut caps = GetCaps {
+            cap_set_id: u32::try_from(CAPSET_ID)?,
+            cap_set_ver: 0,
+            addr: bytes.as_mut_ptr().expose_provenance() as u64,
+            size: u32::try_from(bytes.len())?,
+            pad: 0,
+        };
+        self.call(GET_CAPS, &mut caps).context("GET_CAPS")
     }
 
     /// PRIME_FD_TO_HANDLE and RESOURCE_INFO: the device's resource id of a dma-buf.

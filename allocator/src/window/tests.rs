@@ -11,7 +11,12 @@ fn span(page: u64, pages: u64) -> Span {
 }
 
 fn window(warm_pages: u64) -> Window {
-    Window::new(PAGES * PAGE, Warmth::up_to(warm_pages * PAGE)).unwrap()
+    // Not even on a very slow machine do they cool.
+    let warmth = Warmth {
+        time: std::time::Duration::from_secs(3600),
+        ..Warmth::up_to(warm_pages * PAGE)
+    };
+    Window::new(PAGES * PAGE, warmth).unwrap()
 }
 
 fn write(lease: &Lease) {

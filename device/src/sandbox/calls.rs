@@ -165,8 +165,9 @@ const SAVE: &[c_long] = &[
     libc::SYS_renameat,
 ];
 
-/// Sockets are taken away at the end: Landlock says where.
+/// Sockets get their names when all else is done, and lose them at the end: Landlock says where.
 const SOCKETS: &[c_long] = &[
+    libc::SYS_linkat,
     libc::SYS_unlinkat,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_unlink,

@@ -259,9 +259,10 @@ pub struct Unpublished {
 }
 
 impl Unpublished {
-    /// A socket that listens, for this path.
+    /// A socket that listens, for this path. What a killed daemon left there is taken away.
     pub fn new(path: &Path) -> Result<(UnixListener, Self), SocketError> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
+        make_room(path)?;
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let unready = path.with_file_name(format!(".{}-{number}", std::process::id()));
         // The other name may be the shorter one.
@@ -274,27 +275,32 @@ impl Unpublished {
 
     /// Makes the path exist, and returns it.
     pub fn publish(self) -> Result<PathBuf, SocketError> {
-        let path = &self.path;
-        let error = |error| SocketError::of(path, error);
-        let link = || std::fs::hard_link(&self.unready, path);
-        match link() {
-            Ok(()) => return Ok(path.clone()),
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(e) => return Err(error(e)),
+        match std::fs::hard_link(&self.unready, &self.path) {
+            Ok(()) => Ok(self.path.clone()),
+            // Another one was as quick.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                Err(SocketError::InUse(self.path.clone()))
+            }
+            Err(error) => Err(SocketError::of(&self.path, error)),
         }
-        let is_socket = std::fs::symlink_metadata(path)
-            .is_ok_and(|metadata| std::os::unix::fs::FileTypeExt::is_socket(&metadata.file_type()));
-        if !is_socket {
-            return Err(SocketError::NotASocket(path.clone()));
-        }
-        match UnixStream::connect(path) {
-            Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {}
-            _ => return Err(SocketError::InUse(path.clone())),
-        }
-        std::fs::remove_file(path).map_err(error)?;
-        link().map_err(error)?;
-        Ok(path.clone())
     }
+}
+
+/// Nothing is at the path, or it was a socket that nobody serves.
+fn make_room(path: &Path) -> Result<(), SocketError> {
+    let is_socket = match std::fs::symlink_metadata(path) {
+        Ok(metadata) => std::os::unix::fs::FileTypeExt::is_socket(&metadata.file_type()),
+        // Not there, or not to be looked at: binding says why.
+        Err(_) => return Ok(()),
+    };
+    if !is_socket {
+        return Err(SocketError::NotASocket(path.to_owned()));
+    }
+    match UnixStream::connect(path) {
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {}
+        _ => return Err(SocketError::InUse(path.to_owned())),
+    }
+    std::fs::remove_file(path).map_err(|error| SocketError::of(path, error))
 }
 
 impl Drop for Unpublished {

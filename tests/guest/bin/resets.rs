@@ -1,7 +1,7 @@
 //! `resets WAY BOOTS`: holds memory and lets the machine be reset, over and over; in each boot the memory must be zeros and work.
 //!
 //! `HOSTBLOB_BOOT` counts boots from 1; in boot BOOTS it ends. Before, it prints `held` and does what WAY says:
-//! - `orderly`: frees everything, then reboots;
+//! - `orderly`: frees everything, waits until the device has heard of it, then reboots;
 //! - `forced`: reboots (as `reboot -f`) while this process and another hold memory;
 //! - `panic`: the kernel panics, and reboots by that;
 //! - `wait`: waits to be reset, or killed, from outside;
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use hostblob_guest::{AllocateInfo, Device, Memory, OpenOptions, WHOLE_SIZE};
 use hostblob_tests::pattern;
+use hostblob_tests::raw::Node;
 use hostblob_tests::scenario::PATIENCE;
 use rustix::system::{RebootCommand, reboot};
 
@@ -92,6 +93,7 @@ fn main() -> Result<()> {
     match way.as_str() {
         "orderly" => {
             drop((held, more, device, second));
+            Node::open_card()?.catch_up()?;
             reboot(RebootCommand::Restart)?;
         }
         "forced" => {
