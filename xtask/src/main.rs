@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::command::{
-    DaemonFlags, bench, coverage, demo, fuzz, install, interleavings, sanitize, setup, test, vm,
+    DaemonFlags, bench, coverage, demo, fuzz, install, interleavings, miri, sanitize, setup, test,
+    vm,
 };
 
 /// Set-up, demo, tests and virtual machines of hostblob.
@@ -39,6 +40,8 @@ enum Command {
     Fuzz(fuzz::Flags),
     /// Look at what threads can do to each other, in every order
     Interleavings(interleavings::Flags),
+    /// Run what needs no kernel under Miri, which finds undefined behaviour
+    Miri,
     /// Run the tests on AddressSanitizer and LeakSanitizer
     Sanitize(sanitize::Flags),
     /// Run something of your own in the guest
@@ -100,6 +103,7 @@ fn run(command: &Command) -> Result<u8> {
         Command::Coverage(flags) => coverage::run(flags).map(|()| 0),
         Command::Fuzz(flags) => fuzz::run(flags).map(|()| 0),
         Command::Interleavings(flags) => interleavings::run(flags).map(|()| 0),
+        Command::Miri => miri::run().map(|()| 0),
         Command::Sanitize(flags) => sanitize::run(flags).map(|()| 0),
         Command::Setup => setup::run().map(|()| 0),
         Command::Install(flags) => install::run(flags).map(|()| 0),
