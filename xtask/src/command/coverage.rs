@@ -75,7 +75,7 @@ fn measure() -> Result<Lines> {
     let target = build::target().join("coverage");
     let environment = environment(&target)?;
     let run = |arguments: &[&str]| {
-        let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        let mut command = build::cargo_command();
         command.args(arguments).current_dir(build::workspace());
         command
             .envs(environment.iter().map(|(name, value)| (name, value)))

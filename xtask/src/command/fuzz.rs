@@ -159,16 +159,25 @@ fn build_targets(folder: &Path, targets: &[String], how: Build) -> Result<PathBu
             nightly::MISSING
         ));
     }
-    let stable = || Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     let (mut command, flags, name, options) = match how {
         Build::Thorough if has_nightly => {
             let flags = format!("{COVERAGE} {ADDRESS_SANITIZER}");
             (nightly::cargo(), flags, "fuzz", &[][..])
         }
-        Build::Thorough => (stable(), COVERAGE.to_owned(), "fuzz-stable", &[][..]),
+        Build::Thorough => (
+            build::cargo_command(),
+            COVERAGE.to_owned(),
+            "fuzz-stable",
+            &[][..],
+        ),
         Build::Quick => {
             let options = &["--config", "profile.release.opt-level=1"][..];
-            (stable(), COVERAGE.to_owned(), "fuzz-quick", options)
+            (
+                build::cargo_command(),
+                COVERAGE.to_owned(),
+                "fuzz-quick",
+                options,
+            )
         }
     };
     let target = build::target().join(name);

@@ -3,8 +3,6 @@
 //! The models are unit tests in modules of this name, behind `--cfg loom`: under it the code that they look at meets the checker's locks and words
 //! in place of its own. They are built apart, so that nothing else is built again for them.
 
-use std::process::Command;
-
 use anyhow::{Result, bail};
 
 use super::test::{Totals, run_tests};
@@ -36,7 +34,7 @@ pub fn run(flags: &Flags) -> Result<()> {
 
 /// What the models came to, and whether all of them hold.
 pub(super) fn explore(flags: &Flags) -> Result<(Totals, bool)> {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut command = build::cargo_command();
     command.args(["test", "--quiet", "--lib", "--no-fail-fast"]);
     for package in PACKAGES {
         command.args(["--package", package]);

@@ -53,7 +53,7 @@ pub fn run(flags: &Flags) -> Result<()> {
     if let Some(filter) = &flags.filter {
         arguments.extend(["--", filter]);
     }
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut command = build::cargo_command();
     command.args(arguments).current_dir(build::workspace());
     command
         .env(build::HOST_ENV, host)
