@@ -61,10 +61,8 @@ fn settled(now: impl Fn() -> [Held; 2]) -> [Held; 2] {
 fn qemu_is_killed_and_started_again(transport: Transport) {
     let kills = fixture::kills(2);
     let _slot = fixture::slot();
-    // glibc makes eight heaps for each processor, as threads come and go, and each keeps 2 MiB: with one, what grows is ours.
     let daemon = fixture::daemon(Provider::Vulkan, WINDOW)
         .transport(transport)
-        .under(["env", "MALLOC_ARENA_MAX=1"])
         .start()
         .expect("hostblobd starts");
     let child = driver(&daemon).expect("the process with the driver");

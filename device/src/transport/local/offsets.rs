@@ -12,7 +12,7 @@ use offset_allocator::{Allocation, Allocator};
 use zerocopy::byteorder::little_endian::U64;
 use zerocopy::{FromBytes, IntoBytes};
 
-/// Mapped blobs at a time: bounds the table, which is made at once.
+/// Mapped blobs at a time, in a window that has as many pages: bounds the table, which is made at once, with 32 bytes for each.
 const MAX_MAPPED: u32 = 65536;
 
 pub(super) struct Offsets {
@@ -42,8 +42,10 @@ impl Offsets {
     /// For a window of `window_size` bytes in pages of `page` bytes.
     pub(super) fn new(window_size: u64, page: u64) -> Self {
         let pages = u32::try_from(window_size / page).unwrap_or(u32::MAX);
+        // Two more than there can be: it keeps them for what is free.
+        let most = MAX_MAPPED.min(pages.saturating_add(2));
         Self {
-            allocator: Allocator::with_max_allocs(pages, MAX_MAPPED),
+            allocator: Allocator::with_max_allocs(pages, most),
             page,
             resources: HashMap::new(),
         }
