@@ -75,7 +75,13 @@ pub(super) fn restrict(needs: &Needs) -> Result<(), SandboxError> {
             log::warn!("this kernel has no Landlock (Linux 5.13): files are kept by seccomp alone");
             Ok(())
         }
-        Ok(_) => Ok(()),
+        Ok(RulesetStatus::PartiallyEnforced) => {
+            log::info!(
+                "this kernel has a part of Landlock: see docs/sandbox.md for what older ones leave to seccomp"
+            );
+            Ok(())
+        }
+        Ok(RulesetStatus::FullyEnforced) => Ok(()),
         Err(error) => Err(SandboxError::new("Landlock", error)),
     }
 }

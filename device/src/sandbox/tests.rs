@@ -24,7 +24,7 @@ const FOLDER: &str = "HOSTBLOB_TEST_FOLDER";
 type Ask = fn(&Path) -> io::Result<()>;
 
 /// What each process asks for, whoever it is, from a thread that was there before and from one that was not.
-const REFUSED_TO_ALL: [(&str, Ask); 12] = [
+const REFUSED_TO_ALL: [(&str, Ask); 13] = [
     ("read what every user may", |_| opened("/etc/passwd")),
     ("read another process", |_| {
         opened(&format!(
@@ -58,6 +58,7 @@ const REFUSED_TO_ALL: [(&str, Ask); 12] = [
         UnixStream::connect(folder.join("socket")).map(drop)
     }),
     ("look into another process", |_| traced()),
+    ("end another process", |_| signalled()),
     ("have a capability", |_| gained()),
 ];
 
@@ -88,6 +89,13 @@ fn traced() -> io::Result<()> {
     let parent = rustix::process::getppid().unwrap().as_raw_nonzero().get();
     // SAFETY: attaching changes no memory of ours.
     done(unsafe { libc::ptrace(libc::PTRACE_SEIZE, parent, 0, 0) })
+}
+
+/// By the call that a process may send signals to itself with. This one would change nothing.
+fn signalled() -> io::Result<()> {
+    let parent = rustix::process::getppid().unwrap().as_raw_nonzero().get();
+    // SAFETY: signal 0 only asks.
+    done(unsafe { libc::syscall(libc::SYS_tgkill, parent, parent, 0) })
 }
 
 fn gained() -> io::Result<()> {
