@@ -1,9 +1,13 @@
-//! Many lives of memories, by several contexts at a time: what the daemon and its driver's process hold stays the same.
+//! Many lives of memories, by several contexts at a time, and as many commands that are refused: what the daemon and its driver's process hold
+//! stays the same.
 //!
-//! `HOSTBLOB_SOAK` says how many lives; the plot of it is `soak.svg` in the target folder.
+//! `HOSTBLOB_SOAK` says how many lives, and how often each command is refused; the plot of the lives is `soak.svg` in the target folder.
+
+mod refusals;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
 use hostblob_guest::{AllocateInfo, Device, Endpoint, OpenOptions, WHOLE_SIZE};
@@ -69,18 +73,22 @@ fn live(socket: &Path, done: &AtomicU64, lives: u64) {
 /// What both processes held, after how many lives.
 type Samples = Vec<(u64, [Held; 2])>;
 
-fn watch(pids: &[String; 2], done: &AtomicU64, lives: u64) -> Samples {
+fn watch(
+    pids: &[String; 2],
+    done: &AtomicU64,
+    lives: u64,
+    clients: &[ScopedJoinHandle<'_, ()>],
+) -> Samples {
     let mut samples = Samples::new();
-    loop {
+    // One that fails ends before its time, and its failure is that of the test.
+    while !clients.iter().any(ScopedJoinHandle::is_finished) {
         let so_far = done.load(Ordering::Relaxed).min(lives);
-        if so_far >= lives {
-            return samples;
-        }
         if so_far >= samples.len() as u64 * lives / SAMPLES {
             samples.push((so_far, [0, 1].map(|index| Held::of(&pids[index]))));
         }
         std::thread::sleep(Duration::from_millis(2));
     }
+    samples
 }
 
 /// The most that was held in the last two thirds, beside the most from a tenth of the way to a third.
@@ -148,10 +156,13 @@ fn plot(samples: &Samples, lives: u64) {
     println!("plot: {}", path.display());
 }
 
-#[test]
-fn nothing_grows_however_many_memories_lived() {
-    let lives = std::env::var("HOSTBLOB_SOAK").unwrap_or_else(|_| "20000".to_owned());
-    let lives: u64 = lives.parse().expect("HOSTBLOB_SOAK is a number");
+/// How many lives, and how often each refusal.
+fn often() -> u64 {
+    let often = std::env::var("HOSTBLOB_SOAK").unwrap_or_else(|_| "20000".to_owned());
+    often.parse().expect("HOSTBLOB_SOAK is a number")
+}
+
+fn start() -> (Daemon, [String; 2]) {
     fixture::hostblobd();
     let daemon = Daemon::builder()
         .args(["--provider", "vulkan", "--window", "67108864"])
@@ -159,15 +170,43 @@ fn nothing_grows_however_many_memories_lived() {
         .expect("hostblobd starts");
     let child = driver(&daemon).expect("the process with the driver");
     let pids = [daemon.pid().to_string(), child.as_raw_nonzero().to_string()];
+    (daemon, pids)
+}
+
+#[test]
+fn nothing_grows_however_many_memories_lived() {
+    let lives = often();
+    let (daemon, pids) = start();
     let done = AtomicU64::new(0);
     let socket = daemon.local_socket();
     let samples = std::thread::scope(|scope| {
-        for _ in 0..CONTEXTS {
-            scope.spawn(|| live(&socket, &done, lives));
-        }
-        watch(&pids, &done, lives)
+        let client = || scope.spawn(|| live(&socket, &done, lives));
+        let clients: Vec<_> = (0..CONTEXTS).map(|_| client()).collect();
+        watch(&pids, &done, lives, &clients)
     });
     plot(&samples, lives);
     check(&samples, lives);
+    fixture::finish(daemon);
+}
+
+#[test]
+fn nothing_grows_however_many_commands_are_refused() {
+    let times = often();
+    let (daemon, pids) = start();
+    let done = AtomicU64::new(0);
+    let socket = daemon.local_socket();
+    let samples = std::thread::scope(|scope| {
+        let client = scope.spawn(|| {
+            let mut client = refusals::Client::connect(&socket);
+            let mut refused = 0;
+            for _ in 0..times {
+                refused += client.go();
+                done.fetch_add(1, Ordering::Relaxed);
+            }
+            println!("{refused} commands refused");
+        });
+        watch(&pids, &done, times, &[client])
+    });
+    check(&samples, times);
     fixture::finish(daemon);
 }
