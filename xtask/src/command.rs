@@ -22,7 +22,7 @@ pub struct DaemonFlags {
     /// How QEMU loads hostblobd
     #[arg(long, value_enum, default_value = "vfio-user")]
     pub transport: Transport,
-    /// hostblobd's --provider: auto, vulkan or system
+    /// hostblobd's --provider: auto, vulkan, gl or system
     #[arg(long, default_value = "auto")]
     pub provider: String,
 }

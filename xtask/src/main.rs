@@ -47,7 +47,7 @@ enum Command {
     /// Run something of your own in the guest
     #[command(subcommand)]
     Vm(VmCommand),
-    /// Install what the other commands need, and nothing else
+    /// Install what demo, test and vm need; bench installs the rest itself
     Setup,
     /// Put hostblobd, the C libraries and the Vulkan driver under a prefix
     Install(install::Flags),

@@ -222,8 +222,11 @@ fn run_target(
     let (found, committed) = (work.join(target), folder.join("corpus").join(target));
     fs::create_dir_all(&found)?;
     let log = work.join(format!("{target}.log"));
-    let mut command = Command::new(binaries.join(target));
+    // It ends with us, also when we end early.
+    let mut command = Command::new("setpriv");
     command
+        .args(["--pdeathsig", "TERM", "--"])
+        .arg(binaries.join(target))
         .arg(format!("-max_total_time={seconds}"))
         .arg(format!("-timeout={INPUT_TIMEOUT}"))
         .arg(format!("-max_len={MAX_INPUT}"))

@@ -43,6 +43,10 @@ pub fn run(flags: &Flags) -> Result<()> {
     host_packages::ensure(Extent::Test)?;
     let environment = Environment::prepare()?;
     note(&format!("using {}", environment.qemu.version()));
+    // Later steps look at all crates offline.
+    step("fetching crates", || {
+        build::cargo(&["fetch", "--quiet", "--locked"], &[])
+    })?;
     let fuzzing = flags.filter.is_none().then(fuzz::in_background);
     if flags.filter.is_none() {
         checks()?;
