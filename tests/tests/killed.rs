@@ -47,6 +47,7 @@ fn eventually<T: std::fmt::Debug>(
 
 /// What both processes hold when nothing happens any more.
 fn settled(now: impl Fn() -> [Held; 2]) -> [Held; 2] {
+    let deadline = Instant::now() + PATIENCE;
     let mut last = now();
     loop {
         std::thread::sleep(Duration::from_millis(300));
@@ -54,6 +55,7 @@ fn settled(now: impl Fn() -> [Held; 2]) -> [Held; 2] {
         if next == last {
             return next;
         }
+        assert!(Instant::now() < deadline, "{last:?}, then {next:?}");
         last = next;
     }
 }

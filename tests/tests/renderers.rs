@@ -14,7 +14,7 @@ use crate::fixture::{self, Provider};
 const WINDOW: u64 = 256 << 20;
 /// What Linux says of a submission that is nonsense.
 const REFUSED: &str = "*ERROR* response 0x1205 (command 0x207)";
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Weston without a screen. Ended when dropped.
 struct Weston {

@@ -26,7 +26,7 @@ pub(super) use requests::REPLY_TIMEOUT;
 pub(super) const WINDOW_REGION: u8 = 1;
 
 /// How long after its answer a VMM may change the memory.
-const CHANGE_TIMEOUT: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 200 });
+const CHANGE_TIMEOUT: Duration = Duration::from_millis(if cfg!(test) { 500 } else { 200 });
 
 /// Version 1.
 const VERSION: u32 = 0x1;

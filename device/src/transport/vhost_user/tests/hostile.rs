@@ -17,6 +17,7 @@ use super::vmm::{
     qemu,
 };
 use crate::transport::cut::alone;
+use crate::transport::vhost_user::channel::REPLY_TIMEOUT;
 use crate::transport::vhost_user::messages::PROTOCOL_FEATURES;
 
 fn descriptors() -> usize {
@@ -272,7 +273,7 @@ fn the_end_comes_at_once_whatever_the_vmm_is_doing() {
     let mut half = UnixStream::connect(&daemon.path).unwrap();
     half.write_all(&[1, 0, 0, 0, 1, 0]).unwrap();
     std::thread::sleep(Duration::from_millis(20));
-    assert!(daemon.end() < Duration::from_millis(300));
+    assert!(daemon.end() < REPLY_TIMEOUT);
     // While an answer about the window is awaited.
     let mut daemon = Daemon::start();
     let mut vmm = qemu::run(&daemon.path, PROTOCOL_FEATURES);
@@ -283,5 +284,5 @@ fn the_end_comes_at_once_whatever_the_vmm_is_doing() {
     while vmm.shmem.names().is_empty() {
         std::thread::sleep(Duration::from_millis(1));
     }
-    assert!(daemon.end() < Duration::from_millis(300));
+    assert!(daemon.end() < REPLY_TIMEOUT);
 }
