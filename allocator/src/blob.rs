@@ -38,7 +38,10 @@ pub(crate) enum Home {
     /// In the parking file.
     Parked(Box<ParkingSpot>),
     /// In device memory, under its attachment.
-    Device,
+    Device {
+        /// When it will be known where the CPU finds it: the point of the request, once somebody has asked.
+        exposed_at: Option<u64>,
+    },
     /// In device memory, under its attachment, where the CPU finds it.
     Exported {
         bytes: Elsewhere,
@@ -77,16 +80,24 @@ pub(crate) struct Pages {
     pub(crate) known: bool,
     /// Counts the pieces of all of a guest's pages.
     count: Arc<AtomicUsize>,
+    /// What it is charged with beside that.
+    _charge: Option<Charge>,
 }
 
 impl Pages {
-    pub(crate) fn new(file: FileId, pieces: Vec<Piece>, count: &Arc<AtomicUsize>) -> Box<Self> {
+    pub(crate) fn new(
+        file: FileId,
+        pieces: Vec<Piece>,
+        count: &Arc<AtomicUsize>,
+        charge: Option<Charge>,
+    ) -> Box<Self> {
         count.fetch_add(pieces.len(), Ordering::Relaxed);
         Box::new(Self {
             file,
             pieces,
             known: false,
             count: Arc::clone(count),
+            _charge: charge,
         })
     }
 
@@ -247,7 +258,7 @@ impl Memory {
             Home::Window(lease) => Some(lease.words()),
             Home::Parked(spot) => Some(spot.file().words(spot.span())),
             Home::Nowhere
-            | Home::Device
+            | Home::Device { .. }
             | Home::Exported { .. }
             | Home::Pages(_)
             | Home::Foreign { .. }

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
-use crate::blob::{Memory, MemoryKey};
+use crate::blob::{Memory, MemoryKey, Pages};
 use crate::guest::Waker;
 use crate::provider::{
-    AttachmentId, Completion, Elsewhere, Provider, ProviderError, Request, Session,
+    AttachmentId, Completion, Elsewhere, FileId, Provider, ProviderError, Request, Session,
 };
 use crate::quota::Charge;
 
@@ -30,7 +30,9 @@ pub(crate) enum Pending {
     /// The file or address of an attachment.
     Export(MemoryKey, AttachmentId),
     /// A memory's pages, made known: told again where it fails.
-    AddPages(MemoryKey),
+    AddPages(MemoryKey, FileId),
+    /// Pages that are not used any more: they count until the provider has let go of them.
+    Forget(#[allow(dead_code, reason = "held for its drop")] Box<Pages>),
     /// An attachment that was let go of.
     Release,
     /// The memory that dies when the GPU has let go of it.

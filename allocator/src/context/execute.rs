@@ -59,6 +59,9 @@ impl Guest {
             match done {
                 Ok(answered) => details = answered,
                 Err(error) => {
+                    if let Some(hold) = wait {
+                        self.give_up_hold(hold);
+                    }
                     self.note_work(context, ring, before);
                     log::debug!(
                         "context {context} ({}): request {index}: {error}",
@@ -86,7 +89,7 @@ impl Guest {
             details,
         };
         match wait {
-            Some(hold) => self.answer_after(context, hold, before, answer),
+            Some(hold) => self.answer_after(hold, before, answer),
             None => self.answer(context, before, answer),
         }
         Ok(())
@@ -231,7 +234,11 @@ impl Guest {
                 owner,
                 request.size,
                 memory_type,
-                if device { Home::Device } else { Home::Nowhere },
+                if device {
+                    Home::Device { exposed_at: None }
+                } else {
+                    Home::Nowhere
+                },
             )
         });
         if let Some(context) = self.contexts.get_mut(&context) {

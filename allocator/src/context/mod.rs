@@ -11,7 +11,7 @@ use std::sync::Arc;
 use hostblob_capset::Agreed;
 
 use crate::blob::MemoryKey;
-use crate::guest::{Guest, HoldId, MAX_TRANSFER_ROWS};
+use crate::guest::{Guest, MAX_TRANSFER_ROWS};
 use crate::quota::{Exceeded, Quota};
 
 /// Contexts that one guest may have: bounds the table that a guest can grow.
@@ -23,6 +23,11 @@ pub(crate) const MAX_CONTEXT_JOBS: u64 = MAX_TRANSFER_ROWS;
 const SHARE_OF_JOBS: u64 = 16;
 /// Those of all contexts of a guest: each can have its share.
 pub(crate) const MAX_GUEST_JOBS: u64 = SHARE_OF_JOBS * MAX_CONTEXTS as u64;
+
+/// Memories of host processes and other devices that one context may have imported: each is a descriptor and a mapping of the driver's process.
+pub(crate) const MAX_CONTEXT_IMPORTS: u64 = 128;
+/// Those of all contexts of a guest: fewer than the descriptors that a process has by default.
+pub(crate) const MAX_GUEST_IMPORTS: u64 = 512;
 
 /// Who a context was: ids are used again, serials are not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,12 +55,12 @@ pub(crate) struct Context {
     pub(crate) quota: Arc<Quota>,
     /// Work of the GPU that it has under way.
     pub(crate) jobs: Arc<Quota>,
+    /// Memory of host processes and other devices that it has imported.
+    pub(crate) imports: Arc<Quota>,
     /// The memory that holds the answers ring, and what guest and host agreed on.
     pub(crate) answers: Option<(MemoryKey, Agreed)>,
     /// The last GPU work of each ring.
     pub(crate) last_work: BTreeMap<u8, u64>,
-    /// What each ring waits for besides work.
-    pub(crate) holds: Vec<(u8, HoldId)>,
 }
 
 impl Context {
@@ -70,9 +75,9 @@ impl Context {
             objects: 0,
             quota: Quota::with_share(bytes, limits.max_context_bytes, share)?,
             jobs: Quota::with_share(&guest.all_jobs, MAX_CONTEXT_JOBS, SHARE_OF_JOBS)?,
+            imports: Quota::context(&guest.all_imports, MAX_CONTEXT_IMPORTS),
             answers: None,
             last_work: BTreeMap::new(),
-            holds: Vec::new(),
         })
     }
 

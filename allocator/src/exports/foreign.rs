@@ -1,8 +1,9 @@
 //! Memory of a host process, as far as a guest may import it.
 
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
-use hostblob_protocol::Status;
 use rustix::fs::{OFlags, SealFlags, SeekFrom};
 use rustix::io::Errno;
 use thiserror::Error;
@@ -22,10 +23,10 @@ pub enum ForeignKind {
 }
 
 /// Memory that a viewer handed in, or that another device of a VM has.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Foreign {
-    /// A descriptor of its own.
-    pub descriptor: OwnedFd,
+    /// Of its own. All who import the memory have the same descriptor.
+    pub file: Arc<File>,
     /// Bytes: whole pages, at least one.
     pub size: u64,
     /// What it is.
@@ -81,20 +82,9 @@ impl Foreign {
             return Err(NotImportable::Size(size));
         }
         Ok(Self {
-            descriptor,
+            file: Arc::new(descriptor.into()),
             size,
             kind,
-        })
-    }
-
-    pub(crate) fn try_clone(&self) -> Result<Self, Status> {
-        let descriptor = self.descriptor.try_clone().map_err(|error| {
-            log::warn!("a descriptor of memory from outside cannot be had: {error}");
-            Status::OutOfHostMemory
-        })?;
-        Ok(Self {
-            descriptor,
-            ..*self
         })
     }
 }

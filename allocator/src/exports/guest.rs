@@ -203,14 +203,14 @@ impl GuestExports {
         })
     }
 
-    /// Memory that a viewer handed in under this token: a descriptor of the caller's own, good for ever.
-    pub fn take_import(&self, token: [u8; 16]) -> Option<Result<Foreign, Status>> {
+    /// Memory that a viewer handed in under this token: the caller's for as long as it likes.
+    pub fn take_import(&self, token: [u8; 16]) -> Option<Foreign> {
         self.exports.with(|state, _| {
             state
                 .viewers
                 .values()
                 .find_map(|viewer| viewer.tokens.get(&token))
-                .map(Foreign::try_clone)
+                .cloned()
         })
     }
 }

@@ -385,7 +385,7 @@ fn memory_is_handed_in_and_taken_back() {
     let other = exports.join(silent()).unwrap();
     let token = viewer.hand_in(memfd(8192, SealFlags::SHRINK)).unwrap();
     assert_eq!((token[6] >> 4, token[8] >> 6), (4, 2), "a UUID, version 4");
-    let foreign = guest.take_import(token).unwrap().unwrap();
+    let foreign = guest.take_import(token).unwrap();
     assert_eq!((foreign.size, foreign.kind), (8192, ForeignKind::Memfd));
     assert!(guest.take_import([0; 16]).is_none());
     assert_eq!(other.take_back(token), Err(ExportError::UnknownToken));
@@ -393,10 +393,7 @@ fn memory_is_handed_in_and_taken_back() {
     assert_eq!(viewer.take_back(token), Err(ExportError::UnknownToken));
     assert!(guest.take_import(token).is_none());
     // What was imported lives on.
-    assert_eq!(
-        rustix::fs::fstat(&foreign.descriptor).unwrap().st_size,
-        8192
-    );
+    assert_eq!(rustix::fs::fstat(&foreign.file).unwrap().st_size, 8192);
 
     let tokens: Vec<_> = (0..MAX_TOKENS)
         .map(|_| viewer.hand_in(memfd(4096, SealFlags::SHRINK)).unwrap())

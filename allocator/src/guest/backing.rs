@@ -13,6 +13,7 @@ use crate::Error;
 use crate::blob::{Binding, Home, Memory, MemoryKey, Pages};
 use crate::context::ContextRef;
 use crate::provider::{FileId, Piece, Request};
+use crate::quota::Charge;
 use crate::window::PAGE;
 use crate::work::Pending;
 
@@ -120,7 +121,7 @@ impl Guest {
         if matches!(memory.home, Home::Pages(_)) {
             return Err(Error::HasBacking(resource_id));
         }
-        let pages = self.pages(resource_id, memory.size, pieces)?;
+        let pages = self.pages(resource_id, memory.size, pieces, 0)?;
         if let Some(memory) = self.memories.get_mut(&key) {
             memory.home = Home::Pages(pages);
         }
@@ -146,7 +147,8 @@ impl Guest {
     ) -> Result<(), Error> {
         let key = self.backed(resource_id)?;
         let size = self.memories.get(&key).map_or(0, |memory| memory.size);
-        let pages = pieces.map(|pieces| self.pages(resource_id, size, pieces));
+        let gone = self.guest_pieces(resource_id).map_or(0, <[Piece]>::len);
+        let pages = pieces.map(|pieces| self.pages(resource_id, size, pieces, gone));
         let now = self.memories.get(&key).map(|memory| &memory.home);
         if let (Some(Ok(pages)), Some(Home::Pages(now))) = (&pages, now)
             && pages.is_same(now)
@@ -233,12 +235,13 @@ impl Guest {
             })
     }
 
-    /// Checks pages for a blob of `size` bytes. Pieces that continue each other are joined.
+    /// Checks pages for a blob of `size` bytes, which are instead of `gone` pieces. Pieces that continue each other are joined.
     pub(super) fn pages(
         &mut self,
         resource: u32,
         size: u64,
         pieces: Vec<Piece>,
+        gone: usize,
     ) -> Result<Box<Pages>, Error> {
         let wrong = |reason| Err(Error::Backing { resource, reason });
         let mut joined: Vec<Piece> = Vec::new();
@@ -268,14 +271,29 @@ impl Guest {
             // A VMM may have made the window a part of guest memory. Its bytes belong to leases, which this would go around.
             return wrong("pages of the window");
         }
-        let all = self.pieces.load(Ordering::Relaxed) + joined.len();
-        for (pieces, limit) in [(joined.len(), MAX_PIECES), (all, MAX_GUEST_PIECES)] {
+        self.new_pages(joined, gone, None)
+    }
+
+    /// A file of pieces, instead of `gone` others: each piece is a mapping of the provider's process, until it has let go of it.
+    pub(super) fn new_pages(
+        &mut self,
+        pieces: Vec<Piece>,
+        gone: usize,
+        charge: Option<Charge>,
+    ) -> Result<Box<Pages>, Error> {
+        let all = self.pieces.load(Ordering::Relaxed) + pieces.len();
+        let limits = [
+            (pieces.len(), MAX_PIECES),
+            (all.saturating_sub(gone), MAX_GUEST_PIECES),
+        ];
+        for (pieces, limit) in limits {
             if pieces > limit {
                 return Err(Error::Fragmented { pieces, limit });
             }
         }
         self.next_file += 1;
-        Ok(Pages::new(FileId(self.next_file), joined, &self.pieces))
+        let file = FileId(self.next_file);
+        Ok(Pages::new(file, pieces, &self.pieces, charge))
     }
 
     /// Whether a file is the window, by whatever descriptor. What cannot be told counts as the window.
@@ -317,6 +335,10 @@ impl Guest {
         else {
             return Fence::default();
         };
+        if let Some(shared) = &mut memory.shared {
+            // Other devices that ask get the next pages.
+            shared.lent = None;
+        }
         let home = std::mem::replace(&mut memory.home, Home::Unbacked);
         let (Home::Pages(pages) | Home::Foreign { pages, .. }) = home else {
             return Fence::default();
@@ -330,7 +352,7 @@ impl Guest {
         if pages.known {
             let file = pages.file;
             self.work
-                .submit(Request::RemoveFile { file }, Pending::Work);
+                .submit(Request::RemoveFile { file }, Pending::Forget(pages));
         }
         if let Some(until) = self.hide(key) {
             fence.join(self.hold(until));

@@ -66,7 +66,7 @@ pub struct Mapping {
 pub(super) const MAX_ATTACHED: usize = 128;
 
 /// The type of memory in the window where the GPU cannot be attached to any.
-const NO_TYPE: u32 = u32::MAX;
+pub(crate) const NO_TYPE: u32 = u32::MAX;
 
 const KNOWN_FLAGS: u32 =
     blob_flag::USE_MAPPABLE | blob_flag::USE_SHAREABLE | blob_flag::USE_CROSS_DEVICE;
@@ -116,7 +116,7 @@ impl Guest {
                     reason: "HOST3D blobs have no guest pages",
                 });
             }
-            Some(pieces) => Some(self.pages(spec.resource_id, spec.size, pieces)?),
+            Some(pieces) => Some(self.pages(spec.resource_id, spec.size, pieces, 0)?),
         };
         let (memory, shadow) = match spec.blob_mem {
             blob_mem::GUEST if spec.blob_id != 0 => {

@@ -4,7 +4,6 @@
 //! may hold the pages: they stay where they are while somebody has the memory open, and are given back to the kernel, never to another
 //! memory, when the guest frees it.
 
-use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,24 +17,37 @@ use uuid::Uuid;
 use super::Guest;
 use super::fence::{HoldId, Until};
 use crate::Error;
-use crate::blob::{Home, Memory, MemoryKey, Name, Pages};
+use crate::blob::{Home, Memory, MemoryKey, Name};
 use crate::context::{ContextRef, Details, NOTHING};
 use crate::exports::{DescriptorRequest, ExportError, ExportId, Layout, check_layout};
-use crate::provider::{Elsewhere, FileId, Piece, Placement};
+use crate::provider::{Elsewhere, Piece, Placement};
+use crate::quota::Charge;
 
+/// Memories in the guest's own pages that host processes see at a time. When one ends while somebody has it open, its command waits for that:
+/// more of them could keep the guest's queue from everybody.
+pub(crate) const MAX_SHOWN_PAGES: usize = 64;
 /// Longest time that WAIT_RELEASED waits.
 const MAX_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Guest {
     /// Shows a memory to host processes, if there are to be any.
     pub(super) fn show(&mut self, key: MemoryKey, uuid: Uuid) -> Result<(), Error> {
-        let (Some(exports), Some(memory)) = (&self.exports, self.memories.get_mut(&key)) else {
+        let (Some(exports), Some(memory)) = (&self.exports, self.memories.get(&key)) else {
             return Ok(());
         };
         if memory.shared().export.is_none() {
+            if memory.is_guest_backed() {
+                let others = self.shown.values().filter_map(|key| self.memories.get(key));
+                let others = others.filter(|memory| memory.is_guest_backed()).count();
+                if others + self.holds.of_nobody() >= MAX_SHOWN_PAGES {
+                    return Err(Error::TooManyObjects(MAX_SHOWN_PAGES as u64));
+                }
+            }
             let label = memory.label.as_deref().unwrap_or_default();
             let id = exports.add(uuid.into_bytes(), memory.size, label)?;
-            memory.shared_mut().export = Some(id);
+            if let Some(memory) = self.memories.get_mut(&key) {
+                memory.shared_mut().export = Some(id);
+            }
             self.shown.insert(id, key);
         }
         Ok(())
@@ -163,21 +175,22 @@ impl Guest {
             .as_ref()
             .and_then(|exports| exports.take_import(uuid.into_bytes()));
         let foreign = match handed_in {
-            Some(foreign) => foreign.map_err(ExportError::Refused)?,
+            Some(foreign) => foreign,
             None => self.borrowed_object(uuid)?,
         };
         self.check_size(foreign.size)?;
         let memory_type = self.plain_type()?;
-        // Nothing of the host is charged, but a name is an object.
+        // No byte of the host is charged, but a name is an object.
         let charge = self.charge(context, 0)?;
         let me = self.new_name(context, client_id)?;
-        self.next_file += 1;
+        let import = Charge::new(&self.context(context)?.imports, 1)
+            .map_err(|full| Error::TooManyObjects(full.limit))?;
         let piece = Piece {
-            file: Arc::new(File::from(foreign.descriptor)),
+            file: foreign.file,
             offset: 0,
             length: foreign.size,
         };
-        let pages = Pages::new(FileId(self.next_file), vec![piece], &self.pieces);
+        let pages = self.new_pages(vec![piece], 0, Some(import))?;
         let key = self.insert_memory(Memory {
             names: vec![Name {
                 context: me,
@@ -263,7 +276,7 @@ impl Guest {
                 ..
             } => return Ok(Arc::new(file.try_clone().map_err(system)?.into())),
             Home::Unbacked => return Err(Error::NoBacking),
-            Home::Exported { .. } | Home::Nowhere | Home::Device | Home::Foreign { .. } => {
+            Home::Exported { .. } | Home::Nowhere | Home::Device { .. } | Home::Foreign { .. } => {
                 return Err(nothing);
             }
         };

@@ -66,16 +66,17 @@ impl Until {
 struct Hold {
     until: Until,
     deadline: Option<Instant>,
+    /// Who waits, and on which ring; nobody where a response alone does.
+    asker: Option<(ContextRef, u8)>,
     /// How the wait ended. It stays that way while GPU work is under way.
     ended: Option<Status>,
-    /// Who is told.
+    /// What the asker is told.
     answer: Option<Told>,
 }
 
 /// An answer that waits for a hold, and for the GPU work of its envelope.
 #[derive(Debug)]
 struct Told {
-    context: ContextRef,
     answer: Answer,
     work: RangeInclusive<u64>,
 }
@@ -96,6 +97,12 @@ impl Hold {
             .is_some_and(|told| !told.work.is_empty() && !work.reached(*told.work.end()));
         self.ended.is_some() && !working
     }
+
+    /// Whether it is on this ring of the context, or on any.
+    fn is_on(&self, context: ContextRef, ring: Option<u8>) -> bool {
+        self.asker
+            .is_some_and(|(asker, at)| asker == context && ring.is_none_or(|ring| ring == at))
+    }
 }
 
 /// All holds of a guest.
@@ -106,21 +113,20 @@ pub(crate) struct Holds {
 }
 
 impl Guest {
-    /// The fence of what was submitted so far: to `ring` of the context, to all of its rings, or, for context 0, the GPU work of the whole
-    /// guest. (No context waits for what another waits for.)
+    /// The fence of what was submitted so far: to `ring` of the context; or, without a ring, the GPU work of the whole guest and what all rings
+    /// of the context wait for. Linux has one timeline for all fences without a ring, of whichever process, and takes one that is reached for
+    /// all before it: GPU work ends in order, and so do they. (No context waits for what another one waits for.)
     pub fn fence(&self, context: u32, ring: Option<u8>) -> Fence {
-        if context == 0 {
-            return Fence::at(self.work.submitted());
-        }
-        let Some(context) = self.contexts.get(&context) else {
-            return Fence::default();
+        let context = self.contexts.get(&context);
+        let point = match (ring, context) {
+            (None, _) => self.work.submitted(),
+            (Some(ring), Some(context)) => context.last_work.get(&ring).copied().unwrap_or(0),
+            (Some(_), None) => 0,
         };
-        let on_ring = |at: &u8| ring.is_none_or(|ring| ring == *at);
-        let work = context.last_work.iter().filter(|(at, _)| on_ring(at));
-        let holds = context.holds.iter().filter(|(at, _)| on_ring(at));
+        let holds = context.map(|context| self.holds.on_ring(context.me, ring));
         Fence {
-            point: work.map(|(_, point)| *point).max().unwrap_or(0),
-            holds: holds.map(|(_, hold)| *hold).collect(),
+            point,
+            holds: holds.into_iter().flatten().collect(),
         }
     }
 
@@ -141,7 +147,7 @@ impl Guest {
         if let Some(exports) = &self.exports
             && !until.is_over(exports)
         {
-            fence.holds.push(self.holds.insert(until, None));
+            fence.holds.push(self.holds.insert(until, None, None));
         }
         fence
     }
@@ -154,34 +160,32 @@ impl Guest {
         until: Until,
         deadline: Instant,
     ) -> Result<HoldId, Error> {
-        let asker = self
-            .contexts
-            .get_mut(&context)
-            .ok_or(Error::UnknownContext(context))?;
+        let asker = self.context(context)?.me;
         for (number, limit) in [
-            (asker.holds.len(), MAX_CONTEXT_HOLDS),
+            (self.holds.on_ring(asker, None).count(), MAX_CONTEXT_HOLDS),
             (self.holds.live.len(), MAX_HOLDS),
         ] {
             if number >= limit {
                 return Err(Error::TooManyObjects(limit as u64));
             }
         }
-        let hold = self.holds.insert(until, Some(deadline));
-        asker.holds.push((ring, hold));
+        let hold = self
+            .holds
+            .insert(until, Some(deadline), Some((asker, ring)));
         self.set_alarm();
         Ok(hold)
     }
 
+    /// The envelope that began to wait was refused: nobody waits.
+    pub(crate) fn give_up_hold(&mut self, hold: HoldId) {
+        self.holds.live.remove(&hold);
+    }
+
     /// Answers when the hold is over and the GPU work since the point `before` is done.
-    pub(crate) fn answer_after(&mut self, context: u32, hold: HoldId, before: u64, answer: Answer) {
+    pub(crate) fn answer_after(&mut self, hold: HoldId, before: u64, answer: Answer) {
         let work = before + 1..=self.work.submitted();
-        let asker = self.contexts.get(&context).map(|context| context.me);
-        if let (Some(context), Some(hold)) = (asker, self.holds.live.get_mut(&hold)) {
-            hold.answer = Some(Told {
-                context,
-                answer,
-                work,
-            });
+        if let Some(hold) = self.holds.live.get_mut(&hold) {
+            hold.answer = Some(Told { answer, work });
         }
     }
 
@@ -200,13 +204,12 @@ impl Guest {
             .holds
             .live
             .extract_if(.., |_, hold| hold.is_over(exports, now, work));
-        for (id, hold) in over.collect::<Vec<_>>() {
-            let (Some(status), Some(told)) = (hold.ended, hold.answer) else {
+        for (_, hold) in over.collect::<Vec<_>>() {
+            let (Some(status), Some((asker, _)), Some(told)) =
+                (hold.ended, hold.asker, hold.answer)
+            else {
                 continue;
             };
-            if let Some(context) = self.owner_mut(told.context) {
-                context.holds.retain(|(_, hold)| *hold != id);
-            }
             // Work that failed is the first failure of its envelope.
             let status = match told.answer.status {
                 Status::Ok => status,
@@ -218,7 +221,7 @@ impl Guest {
                     status,
                     ..told.answer
                 };
-                self.write_answer(told.context, &answer);
+                self.write_answer(asker, &answer);
             }
         }
         self.set_alarm();
@@ -243,10 +246,8 @@ impl Guest {
     }
 
     /// The context is gone, and what it waited for with it.
-    pub(super) fn drop_holds_of(&mut self, holds: &[(u8, HoldId)]) {
-        for (_, hold) in holds {
-            self.holds.live.remove(hold);
-        }
+    pub(super) fn drop_holds_of(&mut self, context: ContextRef) {
+        self.holds.live.retain(|_, hold| !hold.is_on(context, None));
     }
 }
 
@@ -261,11 +262,36 @@ impl Holds {
         }
     }
 
-    fn insert(&mut self, until: Until, deadline: Option<Instant>) -> HoldId {
+    /// Those of a ring of the context, or of all of its rings. There are few.
+    pub(super) fn on_ring(
+        &self,
+        context: ContextRef,
+        ring: Option<u8>,
+    ) -> impl Iterator<Item = HoldId> {
+        let live = self.live.iter();
+        live.filter(move |(_, hold)| hold.is_on(context, ring))
+            .map(|(id, _)| *id)
+    }
+
+    /// Those that no context waits for: responses that wait until the guest has its pages back.
+    pub(super) fn of_nobody(&self) -> usize {
+        self.live
+            .values()
+            .filter(|hold| hold.asker.is_none())
+            .count()
+    }
+
+    fn insert(
+        &mut self,
+        until: Until,
+        deadline: Option<Instant>,
+        asker: Option<(ContextRef, u8)>,
+    ) -> HoldId {
         self.last += 1;
         let hold = Hold {
             until,
             deadline,
+            asker,
             ended: None,
             answer: None,
         };

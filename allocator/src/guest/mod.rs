@@ -30,9 +30,9 @@ use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 pub use backing::{MAX_GUEST_PIECES, MAX_PIECES, MAX_TRANSFER_ROWS, Transfer};
+pub(crate) use blobs::NO_TYPE;
 pub use blobs::{BlobSpec, MAX_RESOURCES, Mapped, Mapping};
 pub use fence::Fence;
-pub(crate) use fence::HoldId;
 
 use hostblob_capset::Capset;
 use uuid::Uuid;
@@ -44,7 +44,9 @@ use objects::LentObject;
 use crate::Error;
 use crate::blob::{Binding, Blob, Home, Memory, MemoryKey};
 use crate::context::answers::DeferredAnswers;
-use crate::context::{Context, ContextRef, MAX_CONTEXT_JOBS, MAX_CONTEXTS, MAX_GUEST_JOBS};
+use crate::context::{
+    Context, ContextRef, MAX_CONTEXT_JOBS, MAX_CONTEXTS, MAX_GUEST_IMPORTS, MAX_GUEST_JOBS,
+};
 use crate::exports::{ExportId, GuestExports};
 use crate::host::{Host, Reach};
 use crate::provider::{AttachmentId, Elsewhere, FileId, Request};
@@ -58,8 +60,6 @@ pub type Waker = Arc<dyn Fn() + Send + Sync>;
 
 /// The window in the provider's session.
 const WINDOW_FILE: FileId = FileId(0);
-/// The parking file in the provider's session.
-const PARKING_FILE: FileId = FileId(1);
 
 /// One VM, or one connection to the local socket.
 pub struct Guest {
@@ -85,6 +85,7 @@ pub struct Guest {
     pieces: Arc<AtomicUsize>,
     /// Work of the GPU that is under way.
     pub(crate) all_jobs: Arc<Quota>,
+    pub(crate) all_imports: Arc<Quota>,
     /// Of it, what belongs to no context of ours.
     jobs_of_nobody: Arc<Quota>,
     /// A point that the GPU did not reach in time.
@@ -93,7 +94,7 @@ pub struct Guest {
     pub(crate) deferred: DeferredAnswers,
     /// Before the files it is attached to: fields drop in order, and its drop ends the GPU's use of them.
     pub(crate) work: Work,
-    parking: Option<Parking>,
+    parking: Vec<Parking>,
     window: Window,
     next_key: MemoryKey,
     next_serial: u64,
@@ -146,15 +147,16 @@ impl Guest {
             pieces: Arc::default(),
             jobs_of_nobody: Quota::context(&all_jobs, MAX_CONTEXT_JOBS),
             all_jobs,
+            all_imports: Quota::device("imported memories", MAX_GUEST_IMPORTS),
             given_up: None,
             log: RateLimiter::new(),
             deferred: DeferredAnswers::default(),
             work,
-            parking: None,
+            parking: Vec::new(),
             window,
             next_key: 0,
             next_serial: 0,
-            next_file: PARKING_FILE.0,
+            next_file: WINDOW_FILE.0,
         })
     }
 
@@ -199,7 +201,7 @@ impl Guest {
     pub fn destroy_context(&mut self, id: u32) -> Result<(), Error> {
         let context = self.contexts.remove(&id).ok_or(Error::UnknownContext(id))?;
         context.end_shares();
-        self.drop_holds_of(&context.holds);
+        self.drop_holds_of(context.me);
         for blob in self.blobs.values_mut() {
             blob.attached.retain(|&attached| attached != id);
         }
@@ -320,14 +322,15 @@ impl Guest {
             Pending::Attach(key, attachment) if result.is_err() => {
                 self.undo_attach(key, attachment)
             }
-            Pending::AddPages(key) if result.is_err() => self.undo_add_pages(key),
+            Pending::AddPages(key, file) if result.is_err() => self.undo_add_pages(key, file),
             Pending::Export(key, attachment) => {
                 if let Ok(Some(bytes)) = result {
                     self.exposed(key, attachment, bytes);
                 }
             }
             Pending::Job(_) | Pending::Work => {}
-            Pending::Attach(..) | Pending::AddPages(_) | Pending::Release => {}
+            Pending::Attach(..) | Pending::AddPages(..) | Pending::Release => {}
+            Pending::Forget(pages) => drop(pages),
             Pending::Retire(memory) => drop(memory),
         }
         while let Some(due) = self.deferred.next_due(|point| self.work.reached(point)) {
@@ -339,7 +342,7 @@ impl Guest {
     fn exposed(&mut self, key: MemoryKey, attachment: AttachmentId, bytes: Elsewhere) {
         if let Some(memory) = self.memories.get_mut(&key)
             && memory.attachment == Some(attachment)
-            && matches!(memory.home, Home::Device)
+            && matches!(memory.home, Home::Device { .. })
         {
             memory.home = Home::Exported { bytes, place: None };
         }
@@ -353,9 +356,11 @@ impl Guest {
         }
     }
 
-    fn undo_add_pages(&mut self, key: MemoryKey) {
+    /// The memory may have other pages by now.
+    fn undo_add_pages(&mut self, key: MemoryKey, file: FileId) {
         if let Some(memory) = self.memories.get_mut(&key)
             && let Home::Pages(pages) | Home::Foreign { pages, .. } = &mut memory.home
+            && pages.file == file
         {
             pages.known = false;
         }

@@ -47,13 +47,11 @@ impl Guest {
         self.lent_object = None;
     }
 
-    /// A descriptor of our own of what was lent under this UUID.
+    /// What was lent under this UUID.
     pub(super) fn borrowed_object(&self, uuid: Uuid) -> Result<Foreign, Error> {
         let lent = self.lent_object.as_ref().filter(|lent| lent.uuid == uuid);
         match &lent.ok_or(Error::UnknownUuid(uuid))?.memory {
-            Ok(memory) => memory
-                .try_clone()
-                .map_err(|status| ExportError::Refused(status).into()),
+            Ok(memory) => Ok(memory.clone()),
             Err(error) => Err(ExportError::NotImportable(*error).into()),
         }
     }

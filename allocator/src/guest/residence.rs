@@ -2,10 +2,12 @@
 //!
 //! Before bytes move, the GPU lets go of them: release, wait, move. Where nothing was attached, nothing waits.
 
-use super::{Guest, PARKING_FILE, WINDOW_FILE};
+use std::os::fd::AsFd;
+
+use super::{Guest, WINDOW_FILE};
 use crate::Error;
 use crate::blob::{Home, MemoryKey};
-use crate::provider::{AttachmentId, Request};
+use crate::provider::{AttachmentId, FileId, Request};
 use crate::window::{Lease, Parking, ParkingSpot, Span};
 use crate::work::Pending;
 
@@ -41,7 +43,7 @@ impl Guest {
         let file = self.window.file();
         match &memory.home {
             Home::Nowhere
-            | Home::Device
+            | Home::Device { .. }
             | Home::Exported { .. }
             | Home::Pages(_)
             | Home::Foreign { .. }
@@ -74,10 +76,23 @@ impl Guest {
         let attachment = memory
             .and_then(|memory| memory.attachment)
             .ok_or(NOT_ALLOCATED)?;
-        let point = self.work.submit(
-            Request::Export { attachment },
-            Pending::Export(key, attachment),
-        );
+        // Asked once, however often a guest tries while the GPU is busy: each answer has a descriptor.
+        let asked = match memory.map(|memory| &memory.home) {
+            Some(Home::Device { exposed_at }) => *exposed_at,
+            _ => None,
+        };
+        let point = match asked {
+            Some(point) if !self.work.reached(point) => point,
+            _ => self.work.submit(
+                Request::Export { attachment },
+                Pending::Export(key, attachment),
+            ),
+        };
+        if let Some(memory) = self.memories.get_mut(&key)
+            && let Home::Device { exposed_at } = &mut memory.home
+        {
+            *exposed_at = Some(point);
+        }
         self.wait_for(point)?;
         match self.place_of(key) {
             Some(_) => Ok(()),
@@ -138,28 +153,26 @@ impl Guest {
         Ok(())
     }
 
+    /// What is parked is charged, so there are never more spots than the limit of memory has pages: where no file has one, there is one more file.
     fn park(&mut self, size: u64) -> Result<ParkingSpot, Error> {
-        if self.parking.is_none() {
-            let parking = Parking::new(self.host.config.memory_limit)
-                .map_err(|error| Error::Parking(error.to_string()))?;
-            let descriptor = std::os::fd::AsFd::as_fd(parking.file())
-                .try_clone_to_owned()
-                .map_err(|error| Error::Parking(error.to_string()))?;
-            let length = parking.file().size();
-            self.work.submit(
-                Request::AddFile {
-                    file: PARKING_FILE,
-                    descriptor,
-                    length,
-                },
-                Pending::Work,
-            );
-            self.parking = Some(parking);
+        let spot = self.parking.iter().find_map(|parking| parking.park(size));
+        if let Some(spot) = spot {
+            return Ok(spot);
         }
-        self.parking
-            .as_ref()
-            .and_then(|parking| parking.park(size))
-            .ok_or_else(|| Error::Parking("the parking file is full".into()))
+        let failed = |error: std::io::Error| Error::Parking(error.to_string());
+        self.next_file += 1;
+        let name = FileId(self.next_file);
+        let parking = Parking::new(name, self.host.config.memory_limit).map_err(failed)?;
+        let file = parking.file();
+        let add = Request::AddFile {
+            file: name,
+            descriptor: file.as_fd().try_clone_to_owned().map_err(failed)?,
+            length: file.size(),
+        };
+        let spot = parking.park(size);
+        self.work.submit(add, Pending::Work);
+        self.parking.push(parking);
+        spot.ok_or_else(|| Error::Parking("it is larger than the parking file".into()))
     }
 
     /// Gives a memory that has never been anywhere a place.
@@ -187,18 +200,20 @@ impl Guest {
         let (length, memory_type) = (memory.size, memory.memory_type);
         let (file, offset) = match &mut memory.home {
             Home::Window(lease) => (WINDOW_FILE, lease.span().start()),
-            Home::Parked(spot) => (PARKING_FILE, spot.span().start()),
+            Home::Parked(spot) => (spot.name(), spot.span().start()),
             Home::Pages(pages) | Home::Foreign { pages, .. } => {
                 let file = pages.file;
                 if !std::mem::replace(&mut pages.known, true) {
                     let pieces = pages.pieces.clone();
                     let add = Request::AddPieces { file, pieces };
-                    self.work.submit(add, Pending::AddPages(key));
+                    self.work.submit(add, Pending::AddPages(key, file));
                 }
                 (file, 0)
             }
             Home::Unbacked => return Err(Error::NoBacking),
-            Home::Nowhere | Home::Device | Home::Exported { .. } => return Err(NOT_ALLOCATED),
+            Home::Nowhere | Home::Device { .. } | Home::Exported { .. } => {
+                return Err(NOT_ALLOCATED);
+            }
         };
         let attachment = self.work.new_attachment();
         let request = Request::Attach {

@@ -23,6 +23,7 @@ mod exports;
 mod flips;
 mod limits;
 mod objects;
+mod pages;
 mod requests;
 mod secrets;
 mod snapshot;
@@ -547,6 +548,10 @@ fn a_fence_and_an_answer_wait_for_the_gpu() {
     let fence = fixture.guest.fence(1, Some(0));
     let other_ring = fixture.guest.fence(1, Some(1));
     assert_eq!(other_ring, Fence::default());
+    // Without a ring it is on the one timeline that Linux has for all processes.
+    fixture.guest.create_context(2, "another").unwrap();
+    assert_eq!(fixture.guest.fence(2, Some(0)), Fence::default());
+    assert_eq!(fixture.guest.fence(2, None), fence);
     assert_eq!(
         (fixture.guest.fence(1, None), fixture.guest.fence(0, None)),
         (fence.clone(), fence.clone())

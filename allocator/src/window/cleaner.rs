@@ -64,8 +64,9 @@ fn joined(first: Span, mut spans: Vec<Span>) -> Vec<Span> {
 impl<B: Bytes> Ranges<B> {
     /// Cleans what it hears of, until it is told to end.
     pub(super) fn work(&self, dirty: &Receiver<Option<Span>>) {
+        let mut next_look = Instant::now() + SWEEP_PERIOD;
         loop {
-            match dirty.recv_timeout(SWEEP_PERIOD) {
+            match dirty.recv_timeout(next_look.saturating_duration_since(Instant::now())) {
                 Ok(Some(span)) => {
                     sleep(GATHER);
                     // Those that are there now: later ones gather again.
@@ -78,10 +79,13 @@ impl<B: Bytes> Ranges<B> {
                     }
                 }
                 Ok(None) | Err(RecvTimeoutError::Disconnected) => return,
-                Err(RecvTimeoutError::Timeout) => {
-                    self.cool();
-                    self.sweep(SWEEP_SLACK);
-                }
+                Err(RecvTimeoutError::Timeout) => next_look = Instant::now(),
+            }
+            // Also where there is always something to clean: who frees something now and then must not be able to put it off.
+            if Instant::now() >= next_look {
+                self.cool();
+                self.sweep(SWEEP_SLACK);
+                next_look = Instant::now() + SWEEP_PERIOD;
             }
         }
     }

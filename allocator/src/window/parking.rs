@@ -1,7 +1,7 @@
 //! Where bytes live while their blob is not in the window: a second sparse memfd that no guest ever sees.
 //!
 //! A memory that was never mapped, or whose place another blob now needs, is parked here. Made on first
-//! use: most guests never park anything.
+//! use: most guests never park anything. One has a table of limited size; a guest that parks more gets another.
 
 use std::sync::Arc;
 
@@ -10,15 +10,19 @@ use parking_lot::Mutex;
 
 use super::file::SharedFile;
 use super::span::{PAGE, Span};
+use crate::provider::FileId;
 
-/// Parked memories at a time: bounds the table, which is made at once. Beyond it, out of memory.
-const MAX_PARKED: u32 = 32768;
+/// Parked memories of a file at a time: bounds the table, which is made at once, with 32 bytes for each.
+/// Tests have few memories, and want more than one file.
+const MAX_PARKED: u32 = if cfg!(test) { 16 } else { 32768 };
 
-/// The parking file of one guest.
+/// A parking file of one guest.
 #[derive(Debug)]
 pub(crate) struct Parking(Arc<Inner>);
 
 struct Inner {
+    /// What the provider knows it by.
+    name: FileId,
     file: SharedFile,
     spots: Mutex<Allocator>,
 }
@@ -48,14 +52,18 @@ impl std::fmt::Debug for ParkingSpot {
 
 impl Parking {
     /// Room for `size` bytes: what the quota allows, and as much again for fragmentation.
-    pub(crate) fn new(size: u64) -> std::io::Result<Self> {
+    pub(crate) fn new(name: FileId, size: u64) -> std::io::Result<Self> {
         let pages = u32::try_from(size.div_ceil(PAGE))
             .unwrap_or(u32::MAX)
             .saturating_mul(2)
             .max(1);
         Ok(Self(Arc::new(Inner {
+            name,
             file: SharedFile::new("hostblob-parking", u64::from(pages) * PAGE)?,
-            spots: Mutex::new(Allocator::with_max_allocs(pages, MAX_PARKED)),
+            spots: Mutex::new(Allocator::with_max_allocs(
+                pages,
+                MAX_PARKED.min(pages.saturating_add(2)),
+            )),
         })))
     }
 
@@ -87,6 +95,11 @@ impl Parking {
 }
 
 impl ParkingSpot {
+    /// The name of its file.
+    pub(crate) fn name(&self) -> FileId {
+        self.parking.name
+    }
+
     pub(crate) fn span(&self) -> Span {
         self.span
     }
@@ -123,7 +136,7 @@ mod tests {
 
     #[test]
     fn a_spot_is_zero_and_gives_its_pages_back() {
-        let parking = Parking::new(8 * PAGE).unwrap();
+        let parking = Parking::new(FileId(1), 8 * PAGE).unwrap();
         for _ in 0..100 {
             let spot = parking.park(8 * PAGE).unwrap();
             let words = spot.file().words(spot.span());
@@ -138,7 +151,7 @@ mod tests {
 
     #[test]
     fn full_is_refused_and_recovers() {
-        let parking = Parking::new(4 * PAGE).unwrap();
+        let parking = Parking::new(FileId(1), 4 * PAGE).unwrap();
         let spots: Vec<_> = std::iter::from_fn(|| parking.park(2 * PAGE)).collect();
         assert!(spots.len() >= 2);
         assert!(parking.park(2 * PAGE).is_none());

@@ -183,6 +183,25 @@ fn pages_where_no_blob_is_are_given_back() {
     assert!(is_zero(&window.place(span(0, 8), 1).unwrap()));
 }
 
+/// More pages than the worker leaves alone, which nobody is charged for.
+#[test]
+fn who_frees_something_now_and_then_does_not_keep_the_worker_from_looking() {
+    const PAGES: u64 = 8192;
+    let window = Window::new(PAGES * PAGE, Warmth::up_to(0)).unwrap();
+    let span = |page, pages| Span::new(page * PAGE, pages * PAGE, PAGES * PAGE).unwrap();
+    let words = window.file().words(span(0, PAGES));
+    for word in words.iter().step_by(512) {
+        word.store(1, Ordering::Relaxed);
+    }
+    assert_eq!(window.occupancy().resident, PAGES * PAGE);
+    let start = std::time::Instant::now();
+    while window.occupancy().resident > PAGES / 2 * PAGE {
+        assert!(start.elapsed().as_secs() < 30, "{:?}", window.occupancy());
+        drop(window.place(span(0, 1), 1).unwrap());
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+}
+
 #[test]
 fn placing_races_with_the_worker() {
     let window = window(PAGES / 2);

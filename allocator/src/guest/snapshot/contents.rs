@@ -55,7 +55,7 @@ pub(super) fn write(guest: &mut Guest, writer: &mut Writer<'_>) -> Result<(), Sa
         };
         match (&memory.home, memory.attachment) {
             (Home::Window(_) | Home::Parked(_), _) => write_memory(guest, writer, key, 0, memory)?,
-            (Home::Device, Some(attachment)) => {
+            (Home::Device { .. }, Some(attachment)) => {
                 let size = memory.size;
                 let mut part = Part::around(0, size);
                 while part.length > 0 {
@@ -200,7 +200,7 @@ impl Contents {
                 store(memory, offset, bytes);
                 Ok(())
             }
-            (Home::Device, Some(_)) => {
+            (Home::Device { .. }, Some(_)) => {
                 let part = Part::around(offset, memory.size);
                 let within = offset - part.offset;
                 if within + length > part.length {

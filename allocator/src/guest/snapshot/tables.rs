@@ -18,7 +18,7 @@ use crate::Error as Refusal;
 use crate::blob::{Binding, Blob, Home, Memory, MemoryKey, Name};
 use crate::context::{Context, ContextRef, MAX_CONTEXTS};
 use crate::exports::{ExportError, Layout, MAX_BUFFERS, MAX_GUEST_BUFFERS};
-use crate::guest::{Guest, MAX_RESOURCES};
+use crate::guest::{Guest, MAX_RESOURCES, NO_TYPE};
 use crate::provider::{Placement, Request};
 use crate::quota::{Charge, Level, Quota};
 use crate::window::{PAGE, Span};
@@ -120,8 +120,8 @@ fn memory_record(key: MemoryKey, memory: &Memory) -> MemoryRecord {
             Home::Nowhere => HomeRecord::Nowhere,
             Home::Window(lease) => HomeRecord::Window(lease.span().start()),
             Home::Parked(_) => HomeRecord::Parked,
-            Home::Device if memory.attachment.is_some() => HomeRecord::Device,
-            Home::Device => HomeRecord::NoDevice,
+            Home::Device { .. } if memory.attachment.is_some() => HomeRecord::Device,
+            Home::Device { .. } => HomeRecord::NoDevice,
             // So is memory that is exported.
             Home::Exported { .. } => HomeRecord::NoDevice,
             // Foreign memory is a reason to save nothing.
@@ -351,6 +351,10 @@ impl Plan {
 
     /// The type of this host that is as the saved one was: the same, or one with more properties.
     fn memory_type(&self, guest: &Guest, saved: u32) -> Result<u32> {
+        if saved == NO_TYPE {
+            // Nobody chose one, and its host had none in the window.
+            return Ok(guest.plain_type().unwrap_or(NO_TYPE));
+        }
         let saved = usize::try_from(saved)
             .ok()
             .and_then(|index| self.guest.as_ref()?.types.get(index))
@@ -573,7 +577,7 @@ fn install_memory(
     };
     let home = match record.home {
         HomeRecord::Nowhere | HomeRecord::Parked => Home::Nowhere,
-        HomeRecord::Device | HomeRecord::NoDevice => Home::Device,
+        HomeRecord::Device | HomeRecord::NoDevice => Home::Device { exposed_at: None },
         HomeRecord::Guest => Home::Unbacked,
         HomeRecord::Window(offset) => {
             let span = Span::new(offset, record.size, guest.window.size());

@@ -175,6 +175,26 @@ fn memory_that_could_not_be_had_or_exported_is_not_mapped() {
     fixture.guest.map_blob(RESOURCE, 0).unwrap();
 }
 
+/// Each answer has a descriptor, and a guest can ask while the GPU is busy.
+#[test]
+fn an_export_is_asked_for_once_however_often_somebody_tries() {
+    let mut fixture = fixture(ExportKind::File, false);
+    fixture.fake.hold();
+    fixture.send(1, of_device(CLIENT, 2));
+    fixture.blob(1, RESOURCE, CLIENT, 2 * PAGE).unwrap();
+    // What the first of them would wait for.
+    fixture.guest.given_up = Some(fixture.guest.work.submitted());
+    for _ in 0..10 {
+        let refused = fixture.guest.map_blob(RESOURCE, 0).unwrap_err();
+        assert!(matches!(refused, Error::GpuTimeout(_)), "{refused}");
+    }
+    assert_eq!(exports(&fixture), 1);
+    fixture.fake.release_all();
+    fixture.guest.process_completions();
+    fixture.guest.map_blob(RESOURCE, 0).unwrap();
+    assert_eq!(exports(&fixture), 1);
+}
+
 /// Memory has old bytes until it is zeroed: nobody may see it where that failed.
 #[test]
 fn memory_that_was_not_zeroed_is_not_exposed() {

@@ -14,6 +14,7 @@ use hostblob_capset::WindowMode;
 use super::*;
 use crate::Outside;
 use crate::exports::{Event, ExportError, ExportId, Exporter, Exports, MAX_BLOBS, Viewer};
+use crate::guest::export::MAX_SHOWN_PAGES;
 use crate::host::MAX_CONTEXT_HOLDS;
 use crate::provider::Piece;
 use crate::provider::fake::Seen;
@@ -268,7 +269,7 @@ fn a_wait_ends_with_the_last_release() {
     shown.viewer.release(id, PAGE, 2).unwrap();
     assert_eq!(shown.status(waits), Some(Status::Ok));
     assert!(shown.fixture.guest.reached(&fence));
-    assert!(shown.fixture.guest.contexts[&1].holds.is_empty());
+    assert_eq!(shown.fixture.guest.waiting(), 0);
 
     let open = shown.wait(ALL_BUFFERS, u64::MAX);
     assert_eq!(shown.status(open), None);
@@ -289,7 +290,7 @@ fn waits_leave_room_in_the_queue() {
     shown.viewer.close(id).unwrap();
     let nobody = shown.wait(ALL_BUFFERS, u64::MAX);
     assert_eq!(shown.status(nobody), Some(Status::Ok));
-    assert!(shown.fixture.guest.contexts[&1].holds.is_empty());
+    assert_eq!(shown.fixture.guest.waiting(), 0);
 }
 
 #[test]
@@ -363,7 +364,7 @@ fn work_and_a_wait_in_one_envelope_are_both_waited_for() {
     shown.fixture.fake.release_all();
     shown.wait_for_work();
     assert_eq!(shown.status(sequence), Some(Status::Timeout));
-    assert!(shown.fixture.guest.contexts[&1].holds.is_empty());
+    assert_eq!(shown.fixture.guest.waiting(), 0);
 }
 
 #[test]
@@ -397,6 +398,10 @@ fn a_wait_is_the_last_of_its_envelope_and_dies_with_its_context() {
         .build();
     shown.fixture.guest.submit(1, 0, &bytes).unwrap();
     assert_eq!(shown.status(sequence), Some(Status::InvalidArgument));
+    // Nobody waits for what was refused.
+    assert_eq!(shown.fixture.guest.waiting(), 0);
+    let refused = shown.fixture.guest.fence(1, None);
+    assert!(shown.fixture.guest.reached(&refused));
     shown.wait(ALL_BUFFERS, u64::MAX);
     let fence = shown.fixture.guest.fence(1, None);
     shown.fixture.guest.destroy_context(1).unwrap();
@@ -499,6 +504,52 @@ fn guest_pages_come_back_when_the_last_who_looks_has_closed() {
     ));
     shown.fixture.guest.process_completions();
     assert!(shown.fixture.guest.reached(&unref), "leaving closes");
+}
+
+/// The command that ends one waits for who has it open, and keeps its place in the guest's queue.
+#[test]
+fn as_many_blobs_of_guest_pages_are_shown_as_may_be_waited_for() {
+    let mut shown = Shown::new();
+    let number = u32::try_from(MAX_SHOWN_PAGES).unwrap();
+    let publish = |shown: &mut Shown, number: u32| {
+        let client_id = CLIENT + u64::from(number);
+        let resource_id = RESOURCE + number;
+        let spec = BlobSpec {
+            resource_id,
+            blob_mem: blob_mem::GUEST,
+            blob_flags: blob_flag::USE_SHAREABLE,
+            blob_id: 0,
+            size: 4 * PAGE,
+        };
+        let file = crate::provider::sealed_memfd("guest", 4 * PAGE).unwrap();
+        let piece = Piece {
+            file: Arc::new(file.into()),
+            offset: 0,
+            length: 4 * PAGE,
+        };
+        let guest = &mut shown.fixture.guest;
+        guest.create_blob(0, &spec, Some(vec![piece])).unwrap();
+        guest.attach_resource(1, resource_id).unwrap();
+        let import = ImportResource {
+            client_id,
+            resource_id,
+        };
+        assert_eq!(shown.ask(import), Status::Ok);
+        shown.ask(publish(client_id, 0))
+    };
+    for number in 0..number {
+        assert_eq!(publish(&mut shown, number), Status::Ok, "{number}");
+    }
+    let last = shown.listed();
+    assert_eq!(publish(&mut shown, number), Status::TooManyObjects);
+    // It is no other than before while somebody has an ended one open.
+    shown.open(last).unwrap();
+    let end = shown.fixture.guest.unref(RESOURCE + number - 1).unwrap();
+    assert!(!shown.fixture.guest.reached(&end));
+    assert_eq!(publish(&mut shown, number + 1), Status::TooManyObjects);
+    shown.viewer.close(last).unwrap();
+    shown.fixture.guest.process_completions();
+    assert_eq!(publish(&mut shown, number + 2), Status::Ok);
 }
 
 #[test]

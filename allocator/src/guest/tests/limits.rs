@@ -53,6 +53,31 @@ fn works_as_ever(fixture: &mut Fixture, page: u64) -> usize {
     requests
 }
 
+/// A table of parked memories is small, and what is parked is charged: who parks much takes nothing from others.
+#[test]
+fn there_is_always_a_spot_for_what_is_charged() {
+    let mut fixture = Fixture::with_context();
+    fixture.open(2, RING + 1, RING_OFFSET - PAGE);
+    fixture.allocate(2, 1, 1, 0, 1);
+    fixture.write(0, 1, 0x22);
+    fixture.guest.unmap_blob(1).unwrap();
+    for client_id in 1..=38 {
+        let flags = CreateFlags::HOST_VISIBLE;
+        assert_eq!(fixture.create(1, client_id, 1, flags), Status::Ok);
+        let fill = Fill {
+            range: range(client_id, 0, PAGE),
+            value: u32::try_from(client_id).unwrap(),
+        };
+        assert_eq!(fixture.ask(1, fill).status, Status::Ok, "{client_id}");
+    }
+    assert!(fixture.guest.parking.len() > 2);
+    // The other context's bytes make room, and come back.
+    fixture.allocate(2, 2, 2, 0, 1);
+    assert!(fixture.all(0, 1, 0));
+    fixture.guest.map_blob(1, PAGE).unwrap();
+    assert!(fixture.all(1, 1, 0x22));
+}
+
 #[test]
 fn a_greedy_context_leaves_others_their_share() {
     let mut fixture = with_shares();

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::exports::exporting;
 use super::*;
+use crate::context::MAX_CONTEXT_IMPORTS;
 use crate::exports::{Exports, NotImportable};
 
 const OBJECT: Uuid = Uuid::from_bytes([7; 16]);
@@ -97,6 +98,28 @@ fn a_lent_object_is_imported_by_its_command_and_no_other() {
     assert_eq!(bytes, [9, 0, 0, 0]);
     assert_eq!(fixture.ask(1, Free { client_id: 5 }).status, Status::Ok);
     assert_eq!(open_count(&file), 1, "nothing is left of it");
+}
+
+/// Each is a descriptor and a mapping in the process with the driver, which has so many for all.
+#[test]
+fn imports_are_limited_and_share_a_descriptor() {
+    let exports = Exports::new();
+    let viewer = exports.join(Arc::new(|| {})).unwrap();
+    let mut fixture = exporting(exports);
+    fixture.open(1, RING, RING_OFFSET);
+    let (memory, file) = memory();
+    let token = Uuid::from_bytes(viewer.hand_in(memory).unwrap());
+    let mut client_id = 1;
+    while fixture.ask(1, import(client_id, token)).status == Status::Ok {
+        client_id += 1;
+    }
+    assert_eq!(client_id - 1, MAX_CONTEXT_IMPORTS);
+    let refused = fixture.ask(1, import(client_id, token)).status;
+    assert_eq!(refused, Status::TooManyObjects);
+    assert_eq!(open_count(&file), 2, "ours, and one for all");
+    assert_eq!(fixture.ask(1, Free { client_id: 1 }).status, Status::Ok);
+    let again = fixture.ask(1, import(client_id, token)).status;
+    assert_eq!(again, Status::Ok);
 }
 
 #[test]

@@ -757,6 +757,24 @@ fn types_are_found_by_their_properties() {
     }
 }
 
+/// As where OpenGL cannot be attached to the window: blobs and answers rings need no GPU.
+#[test]
+fn a_guest_without_types_in_the_window_is_saved_and_restored() {
+    let types = [(property::DEVICE_LOCAL, Placement::Device)];
+    let mut fixture = under(&types);
+    fixture.open(1, RING, RING_OFFSET);
+    fixture.plain(1, 1, PAGE).unwrap();
+    fixture.guest.map_blob(1, 0).unwrap();
+    fixture.write(0, 1, 0x11);
+    let bytes = fixture.saved();
+    let mut other = under(&types);
+    other.restore(&bytes).unwrap();
+    assert!(other.all(0, 1, 0x11));
+    // A host that has one gives it that.
+    let other = Fixture::restored(&bytes);
+    assert!(other.all(0, 1, 0x11));
+}
+
 /// A guest that shows memory 1, with a buffer.
 fn showing() -> (Fixture, crate::exports::Viewer) {
     let exports = Exports::new();
