@@ -15,7 +15,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::memory::{HOST_COHERENT, Memory};
 use crate::options::AllocateInfo;
-use crate::pool::book::{Book, Place};
+use crate::pool::book::{self, Book, Place};
 
 /// Rows start at multiples of it, in bytes: what GPUs ask of linear images that they scan out or import.
 pub const STRIDE_ALIGNMENT: u32 = 64;
@@ -58,13 +58,6 @@ impl std::fmt::Debug for Inner {
             .field("memory", &self.memory)
             .finish_non_exhaustive()
     }
-}
-
-/// The size in pages that the allocator rounds `pages` up to when it looks for room: at most an eighth more.
-fn rounded(pages: u64) -> Option<u64> {
-    let pages = u32::try_from(pages).ok()?;
-    // Rounded by hand, the same buffer fits where one has been freed.
-    Some(offset_allocator::ext::min_allocator_size(pages).into())
 }
 
 impl BufferPool {
@@ -141,11 +134,12 @@ impl BufferPool {
         }
         let inner = &self.inner;
         let full = || Error::status_of(Status::OutOfHostMemory, "a buffer of the pool");
-        let pages = rounded(info.size().div_ceil(inner.page)).ok_or_else(full)?;
-        // All are whole pages, so every offset is a page's.
+        // With all of its room, the same buffer fits where one has been freed. The room of pages is pages, so every offset is a page's.
+        let pages = info.size().checked_next_multiple_of(inner.page);
+        let bytes = pages.and_then(book::room).ok_or_else(full)?;
         let place = {
             let mut book = inner.book.lock();
-            let taken = book.allocate(pages * inner.page, inner.page);
+            let taken = book.allocate(bytes, inner.page);
             taken.map(|(place, ())| place).ok_or_else(full)?
         };
         info.offset = place.offset();

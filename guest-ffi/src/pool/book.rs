@@ -81,6 +81,17 @@ fn units(bytes: u64) -> Option<u32> {
     u32::try_from(bytes.div_ceil(UNIT)).ok()
 }
 
+/// Bytes of free space in which a request of `size` is found for sure: up to an eighth more. `None` where no block can have them.
+///
+/// The allocator files free space under its size rounded down to four significant bits, and looks for a request from its size
+/// rounded up: by itself, it does not find the space that a request would just fill.
+pub(crate) fn room(size: u64) -> Option<u64> {
+    let wanted = units(size)?;
+    let room = offset_allocator::ext::min_allocator_size(wanted);
+    // It wraps around where the sum has no 32 bits.
+    (room >= wanted).then(|| u64::from(room) * UNIT)
+}
+
 impl<T> Block<T> {
     fn cut(&mut self, index: u32, units: u32, alignment: u32) -> Option<Place> {
         if units > self.free_units {

@@ -165,8 +165,8 @@ impl Shard {
             }
             book.blocks().1
         };
-        let least = size
-            .checked_next_multiple_of(BLOCK_GRANULE)
+        let least = book::room(size)
+            .and_then(|room| room.checked_next_multiple_of(BLOCK_GRANULE))
             .ok_or_else(|| Error::status_of(Status::OutOfHostMemory, "allocate"))?;
         let mut bytes = (held / GROWTH)
             .next_multiple_of(BLOCK_GRANULE)
@@ -187,7 +187,14 @@ impl Shard {
         let piece = book
             .add(bytes, block)
             .and_then(|()| self.piece(&mut book, size, alignment));
-        piece.ok_or_else(|| Error::Internal(format!("{size} bytes do not fit {bytes}")))
+        piece.ok_or_else(|| {
+            // A block that nothing was taken from would stay for nothing, one more with each try.
+            let unused = book.trim();
+            drop(book);
+            // With the list unlocked, for it talks to the device.
+            drop(unused);
+            Error::Internal(format!("{size} bytes do not fit {bytes}"))
+        })
     }
 
     fn make_block(&self, size: u64) -> Result<Box<Block>> {
@@ -322,3 +329,6 @@ impl Pool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

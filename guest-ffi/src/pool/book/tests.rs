@@ -57,6 +57,30 @@ fn nodes_run_out_as_an_error() {
     assert!(book.allocate(64 * 1024, 1).is_some(), "merged again");
 }
 
+#[test]
+fn the_room_of_a_request_is_enough_and_an_eighth_more_at_most() {
+    let small = (1..500).map(|units| units * UNIT);
+    for size in small.chain((1..=64).map(|mib| mib * MIB)) {
+        let room = room(size).unwrap();
+        assert!(size <= room && room <= size + size / 8, "{size}: {room}");
+        let mut book = Book::default();
+        book.add(room, ()).unwrap();
+        assert!(book.allocate(size, 1).is_some(), "{size}");
+    }
+    // The room of pages is the same, counted in pages: whole ones.
+    for pages in 1..2000_u32 {
+        let counted = offset_allocator::ext::min_allocator_size(pages);
+        assert_eq!(
+            room(u64::from(pages) * 4096),
+            Some(u64::from(counted) * 4096)
+        );
+    }
+    let most = u64::from(u32::MAX) * UNIT;
+    for size in [most, most + 1, u64::MAX] {
+        assert_eq!(room(size), None);
+    }
+}
+
 /// Units of a block that nobody has are 0.
 type Units = Vec<u32>;
 
