@@ -102,6 +102,33 @@ impl Drm {
         Err(Error::NoDevice(reasons.join("; ")))
     }
 
+    /// The GEM handle of the dma-buf's blob, and its resource id.
+    fn import(&self, fd: BorrowedFd<'_>, size: u64) -> Result<RawBlob, Errno> {
+        let prime = uapi::PrimeHandle {
+            fd: fd.as_raw_fd(),
+            ..Default::default()
+        };
+        let mut prime = uapi::PrimeFromFd(prime);
+        let mut handles = self.handles.lock();
+        control(self.node.as_fd(), &mut prime)?;
+        let handle = prime.0.handle;
+        *handles.entry(handle).or_default() += 1;
+        drop(handles);
+        let mut blob = RawBlob {
+            handle,
+            resource_id: 0,
+            size,
+            window_offset: None,
+        };
+        let mut info = uapi::ResourceInfo {
+            bo_handle: handle,
+            ..Default::default()
+        };
+        control(self.node.as_fd(), &mut info).inspect_err(|_| self.destroy_blob(&blob))?;
+        blob.resource_id = info.res_handle;
+        Ok(blob)
+    }
+
     fn call<T: Command>(&self, argument: &mut T) -> Result<()> {
         control(self.node.as_fd(), argument).map_err(|errno| failed(T::NAME, errno))
     }
@@ -127,6 +154,15 @@ fn failed(what: &str, errno: Errno) -> Error {
         // drm_mm found no room for the blob in the window.
         Errno::NOSPC => Error::status_of(Status::WindowExhausted, what),
         Errno::NOMEM => Error::status_of(Status::OutOfHostMemory, what),
+        _ => Error::io(what, errno),
+    }
+}
+
+/// Why a dma-buf is no blob of ours. Never that the device is lost: ENODEV is what Linux says of the dma-bufs of other drivers.
+fn not_imported(errno: Errno) -> Error {
+    let what = "import of a dma-buf";
+    match errno {
+        Errno::NOMEM => failed(what, errno),
         _ => Error::io(what, errno),
     }
 }
@@ -273,31 +309,23 @@ impl Transport for Drm {
     fn import_dma_buf(&self, fd: BorrowedFd<'_>) -> Result<RawBlob> {
         let size = rustix::fs::seek(fd, rustix::fs::SeekFrom::End(0))
             .map_err(|errno| Error::io("size of the dma-buf", errno))?;
-        let prime = uapi::PrimeHandle {
-            fd: fd.as_raw_fd(),
-            ..Default::default()
-        };
-        let mut prime = uapi::PrimeFromFd(prime);
-        let mut handles = self.handles.lock();
-        self.call(&mut prime)?;
-        let handle = prime.0.handle;
-        *handles.entry(handle).or_default() += 1;
-        drop(handles);
-        let mut blob = RawBlob {
-            handle,
-            resource_id: 0,
-            size,
-            window_offset: None,
-        };
-        let mut info = uapi::ResourceInfo {
-            bo_handle: handle,
-            ..Default::default()
-        };
-        if let Err(error) = self.call(&mut info) {
-            self.destroy_blob(&blob);
-            return Err(error);
+        self.import(fd, size).map_err(not_imported)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dma_buf_of_another_driver_is_refused_and_the_device_is_not_lost() {
+        for errno in [Errno::NODEV, Errno::IO, Errno::INVAL, Errno::NOSPC] {
+            let error = not_imported(errno);
+            assert_eq!(error, Error::io("import of a dma-buf", errno));
+            assert_ne!(error.vk_result(), Status::DeviceLost.vk_result());
+            assert_eq!(error.status(), None);
         }
-        blob.resource_id = info.res_handle;
-        Ok(blob)
+        let short = not_imported(Errno::NOMEM);
+        assert_eq!(short.status(), Some(Status::OutOfHostMemory));
     }
 }
