@@ -39,7 +39,7 @@ pub struct OpenOptions {
     /// The virtio-gpu capset id; `None` is [`ENV_CAPSET_ID`] if set, else the daemon's own over the socket and
     /// [`hostblob_protocol::DEFAULT_CAPSET_ID`] on a render node.
     pub capset_id: Option<u32>,
-    /// After this time without a response, the device counts as lost.
+    /// After this time without a response, the device counts as lost. More than ten years is ten years.
     pub timeout: Duration,
     /// Bytes of the control page, between [`answers::MIN_SIZE`] and [`answers::MAX_SIZE`]: 32 bytes for each request in flight.
     pub control_size: u64,

@@ -42,6 +42,8 @@ pub(crate) const RING_FIRST_WAIT: u8 = 2;
 /// Timelines that a context is created with.
 pub(crate) const RING_COUNT: u8 = RING_FIRST_WAIT + MOST_WAITS;
 const _: () = assert!(RING_COUNT as u32 <= MAX_RINGS);
+/// No timeout is longer: ten years, which every clock can count.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
 
 /// A blob to create.
 #[derive(Debug, Clone, Copy)]
@@ -145,11 +147,37 @@ pub(crate) fn connect(options: &OpenOptions) -> Result<Box<dyn Transport>> {
         (None, None) => None,
     };
     let on_node = capset_id.unwrap_or(DEFAULT_CAPSET_ID);
+    // Deadlines are sums with it, and one that no clock can count is a panic.
+    let timeout = options.timeout.min(LONGEST_TIMEOUT);
     Ok(match endpoint {
-        Endpoint::Socket(path) => Box::new(Socket::open(&path, capset_id, options.timeout)?),
-        Endpoint::RenderNode(path) => Box::new(Drm::open(&path, on_node, options.timeout)?),
+        Endpoint::Socket(path) => Box::new(Socket::open(&path, capset_id, timeout)?),
+        Endpoint::RenderNode(path) => Box::new(Drm::open(&path, on_node, timeout)?),
         Endpoint::Environment | Endpoint::AnyRenderNode => {
-            Box::new(Drm::open_any(on_node, options.timeout)?)
+            Box::new(Drm::open_any(on_node, timeout)?)
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Device;
+    use crate::fake::{Fake, Script};
+    use crate::options::AllocateInfo;
+
+    #[test]
+    fn a_timeout_may_be_longer_than_clocks_count() {
+        let fake = Fake::start(Script::default());
+        let options = OpenOptions {
+            timeout: Duration::MAX,
+            ..fake.options()
+        };
+        let device = Device::open(&options).unwrap();
+        let memory = device.allocate(&AllocateInfo::new(4096)).unwrap();
+        device.fill(&memory, 0, 4, 7).unwrap().wait(None).unwrap();
+        let mut bytes = [0; 4];
+        memory.read(0, &mut bytes).unwrap();
+        assert_eq!(bytes, [7, 0, 0, 0]);
+        assert_eq!(device.session().transport().timeout(), LONGEST_TIMEOUT);
+    }
 }
