@@ -223,7 +223,7 @@ impl Default for MapInfo {
 pub struct BlobInfo<'a> {
     /// 0 is plain host memory; else a client id.
     pub blob_id: u64,
-    /// Bytes.
+    /// Bytes: whole pages, those of the guest and those of the capset.
     pub size: u64,
     /// `VIRTIO_GPU_BLOB_FLAG_USE_MAPPABLE`, and mapped into the window at once, as Linux does.
     pub mappable: bool,

@@ -284,6 +284,10 @@ impl Session {
         name: Option<&str>,
         what: &str,
     ) -> Result<(RawBlob, Option<Mapping>, Option<Answer>)> {
+        // A kernel may refuse other sizes before it sends the requests, whose place in the answers ring would wait for ever.
+        if spec.size == 0 || self.blob_size(spec.size)? != spec.size {
+            return Err(Error::invalid(format!("{what} of {} bytes", spec.size)));
+        }
         self.count();
         if requests.is_empty() {
             let (blob, mapping) = self.create_and_map(&spec)?;

@@ -1,11 +1,12 @@
 //! What only a guest kernel can do, on one that is played: dma-bufs and blobs of guest pages are blobs of the fake daemon.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use hostblob_capset::BlobMem;
-use hostblob_protocol::request::request_bit;
+use hostblob_protocol::request::{BindClientId, request_bit};
 use hostblob_protocol::virtio_gpu::blob_mem;
 use hostblob_protocol::{Request, Status};
 
@@ -13,7 +14,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::fake::{Fake, Script};
 use crate::memory::Memory;
-use crate::options::{AllocateInfo, OpenOptions, PoolOptions};
+use crate::options::{AllocateInfo, BlobInfo, OpenOptions, PoolOptions};
 use crate::region::Mapping;
 use crate::session::Session;
 use crate::transport::socket::Socket;
@@ -27,6 +28,7 @@ type GuestBlobs = Arc<Mutex<Vec<(u64, bool, bool, usize)>>>;
 #[derive(Debug)]
 struct Kernel {
     socket: Socket,
+    created: Arc<AtomicUsize>,
     guest: GuestBlobs,
     destroyed: Destroyed,
     sent: Arc<Mutex<usize>>,
@@ -49,6 +51,11 @@ impl Transport for Kernel {
         self.socket.read_capset()
     }
     fn create_blob(&self, spec: &BlobSpec<'_>) -> Result<RawBlob> {
+        if !spec.size.is_multiple_of(4096) {
+            // Before anything is sent.
+            return Err(Error::io("creation of a blob", rustix::io::Errno::INVAL));
+        }
+        self.created.fetch_add(1, Ordering::Relaxed);
         if spec.blob_mem == blob_mem::GUEST {
             let asked = (
                 spec.blob_id,
@@ -75,7 +82,7 @@ impl Transport for Kernel {
         self.socket.destroy_blob(blob);
     }
     fn destroys_later(&self) -> bool {
-        false
+        true
     }
     fn submit(&self, command: &[u8]) -> Result<()> {
         *self.sent.lock().unwrap() += 1;
@@ -97,8 +104,8 @@ impl Transport for Kernel {
     fn timeout(&self) -> Duration {
         self.socket.timeout()
     }
-    fn export_dma_buf(&self, blob: &RawBlob) -> Result<OwnedFd> {
-        self.socket.export_dma_buf(blob)
+    fn export_dma_buf(&self, _: &RawBlob) -> Result<OwnedFd> {
+        Ok(std::fs::File::open("/dev/null").unwrap().into())
     }
     fn import_dma_buf(&self, _: BorrowedFd<'_>) -> Result<RawBlob> {
         self.socket.create_blob(&DMA_BUF)
@@ -109,6 +116,7 @@ struct Guest {
     _fake: Fake,
     script: Script,
     device: Device,
+    created: Arc<AtomicUsize>,
     destroyed: Destroyed,
     guest: GuestBlobs,
 }
@@ -118,17 +126,20 @@ fn start(script: Script) -> Guest {
     let timeout = Duration::from_secs(10);
     let kernel = Kernel {
         socket: Socket::open(&fake.path, None, timeout).unwrap(),
+        created: Arc::default(),
         guest: Arc::default(),
         destroyed: Arc::default(),
         sent: Arc::default(),
     };
     let (guest, destroyed) = (kernel.guest.clone(), kernel.destroyed.clone());
+    let created = kernel.created.clone();
     let size = OpenOptions::default().control_size;
     let session = Session::over(Box::new(kernel), size).unwrap();
     Guest {
         _fake: fake,
         script,
         device: Device::over(session, &PoolOptions::default()),
+        created,
         destroyed,
         guest,
     }
@@ -146,6 +157,10 @@ impl Guest {
         self.device.request(&[]).unwrap();
         let news = std::mem::take(&mut *self.script.log.lock().unwrap());
         news.into_iter().map(|(_, request)| request).collect()
+    }
+
+    fn created(&self) -> usize {
+        self.created.load(Ordering::Relaxed)
     }
 }
 
@@ -262,4 +277,27 @@ fn guest_pages_that_the_host_does_not_take_leave_nothing() {
     let error = guest.device.allocate_guest(4096).unwrap_err();
     assert_eq!(error.status(), Some(Status::TooManyObjects));
     assert_eq!(guest.destroyed.lock().unwrap().len(), 1);
+}
+
+#[test]
+fn blobs_that_the_kernel_would_not_send_take_no_place_for_an_answer() {
+    let guest = start(Script::default());
+    let created = guest.created();
+    for size in [0, 1, 4095, 4097] {
+        let info = BlobInfo {
+            blob_id: 1,
+            size,
+            mappable: true,
+            shareable: false,
+            requests: &[BindClientId { client_id: 1 }.into()],
+        };
+        let error = guest.device.create_blob(&info).map(drop).unwrap_err();
+        assert_eq!(error.status(), Some(Status::InvalidArgument), "{size}");
+    }
+    assert_eq!(guest.created(), created);
+    // Once around the ring of answers.
+    let slots = OpenOptions::default().control_size / 32;
+    for _ in 0..slots {
+        guest.device.request(&[]).unwrap();
+    }
 }
