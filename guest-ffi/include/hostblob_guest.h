@@ -755,7 +755,7 @@ enum hb_status hb_memory_map(struct hb_memory *memory,
                              void **address);
 
 /*
- Gives the address range back; the contents stay. Deferred memory leaves the window. Does nothing to suballocated memory.
+ Gives the address range back; the contents stay. Deferred memory leaves the window, unless it was exported. Does nothing to suballocated memory.
 
  # Safety
  `memory` is a live handle; no thread uses its addresses during or after this call.

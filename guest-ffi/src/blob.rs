@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use hostblob_protocol::Status;
 use parking_lot::RwLock;
@@ -22,6 +23,8 @@ pub struct Blob {
     mapping: RwLock<Option<Mapping>>,
     raw: RawBlob,
     mappable: bool,
+    /// A dma-buf of it may be about, which keeps it when it is destroyed here.
+    exported: AtomicBool,
     session: Arc<Session>,
 }
 
@@ -32,6 +35,7 @@ impl Blob {
             mapping: RwLock::new(mapping),
             raw,
             mappable,
+            exported: AtomicBool::new(false),
             session,
         }
     }
@@ -42,6 +46,7 @@ impl Blob {
             mapping: RwLock::new(None),
             raw,
             mappable: true,
+            exported: AtomicBool::new(false),
             session,
         }
     }
@@ -95,7 +100,14 @@ impl Blob {
 
     /// A dma-buf of the blob, which must have been created shareable. [`Status::Unsupported`] over the socket.
     pub fn export_dma_buf(&self) -> Result<OwnedFd> {
-        self.session.transport().export_dma_buf(&self.raw)
+        let dma_buf = self.session.transport().export_dma_buf(&self.raw)?;
+        self.exported.store(true, Ordering::Relaxed);
+        Ok(dma_buf)
+    }
+
+    /// Whether a dma-buf of it was ever made.
+    pub(crate) fn was_exported(&self) -> bool {
+        self.exported.load(Ordering::Relaxed)
     }
 }
 

@@ -2,14 +2,15 @@
 
 use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
+use std::slice;
 use std::sync::Arc;
 
 use hostblob_capset::{Cache, MemoryType};
-use hostblob_protocol::Status;
 use hostblob_protocol::request::{
     Access, BindClientId, CacheMode, Flush, Free, Invalidate, Map, MemoryRange, Unmap, request_bit,
 };
 use hostblob_protocol::virtio_gpu::blob_mem;
+use hostblob_protocol::{Request, Status};
 use parking_lot::RwLock;
 
 use crate::blob::Blob;
@@ -104,9 +105,9 @@ impl Own {
     fn bind(&self) -> Result<Blob> {
         self.session
             .needs(request_bit::BIND_CLIENT_ID, "bind memory to a blob")?;
-        let bind = BindClientId {
+        let bind = Request::from(BindClientId {
             client_id: self.client_id,
-        };
+        });
         let spec = BlobSpec {
             blob_mem: blob_mem::HOST3D,
             blob_id: self.client_id,
@@ -116,7 +117,16 @@ impl Own {
             command: &[],
         };
         let what = "bind memory to a blob";
-        let attempt = || self.session.create_blob(spec, &[bind.into()], None, what);
+        let attempt = || {
+            // The end of the memory's last blob may be on its way to the host, and until it is there the memory is bound. So the request
+            // goes alone, and the creation after it: one that the host refuses is a line in the guest's kernel log.
+            let busy = Status::AlreadyBound;
+            let requests = match self.session.ask_behind_refunds(bind, busy, what)? {
+                true => &[],
+                false => slice::from_ref(&bind),
+            };
+            self.session.create_blob(spec, requests, None, what)
+        };
         let (raw, mapping, _) = self.session.with_refunds(attempt)?;
         Ok(Blob::new(self.session.clone(), raw, mapping))
     }
@@ -255,7 +265,8 @@ impl Memory {
 
     /// Gives the address range back; addresses from [`Memory::map`] end. The contents stay.
     ///
-    /// Deferred memory leaves the window too. Suballocated memory stays where it is: this does nothing to it.
+    /// Deferred memory leaves the window too, unless it was exported: a dma-buf keeps its place there. Suballocated memory stays where it
+    /// is: this does nothing to it.
     pub fn unmap(&self) {
         let Backing::Own(own) = &self.backing else {
             return;
@@ -263,9 +274,15 @@ impl Memory {
         match &own.life {
             Life::WithBlob(blob) => blob.unmap(),
             Life::Named(slot) => {
-                let blob = slot.write().take();
+                let mut slot = slot.write();
+                if let Some(blob) = slot.as_ref().filter(|blob| blob.was_exported()) {
+                    return blob.unmap();
+                }
+                let blob = slot.take();
                 let was_bound = blob.is_some();
+                // With the lock held: who binds the memory next finds that a blob is on its way.
                 drop(blob);
+                drop(slot);
                 let said = own.session.agreed().requests & request_bit::UNMAP != 0;
                 if was_bound && said {
                     let unmap = Unmap {

@@ -366,6 +366,34 @@ impl Session {
         trimmed.count() > 0
     }
 
+    /// When every blob that was destroyed will have reached the host; `None` where all have.
+    fn refunds_end(&self) -> Option<Instant> {
+        let end = (*self.last_destroyed.lock())? + REFUND_TIME;
+        (Instant::now() < end).then_some(end)
+    }
+
+    /// Asks for what a blob that was destroyed may stand in the way of: again while the answer is `busy` and one may be on its way to
+    /// the host. Where none is, false, and nothing was asked.
+    pub(crate) fn ask_behind_refunds(
+        &self,
+        request: Request,
+        busy: Status,
+        what: &str,
+    ) -> Result<bool> {
+        let Some(end) = self.refunds_end() else {
+            return Ok(false);
+        };
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let answer = self.ask(&[request], None)?;
+            if answer.status != busy || Instant::now() >= end {
+                return check(&answer, what).map(|()| true);
+            }
+            std::thread::sleep(pause);
+            pause = LONGEST_PAUSE.min(pause * 2);
+        }
+    }
+
     /// Tries to get memory; tries again after a shortage without the blocks that are empty, and for as long as memory freed by this process may be
     /// on its way to the host. So whoever frees and allocates at a limit sees them in that order.
     pub(crate) fn with_refunds<T>(&self, attempt: impl Fn() -> Result<T>) -> Result<T> {
@@ -379,8 +407,7 @@ impl Session {
             if self.trim() {
                 continue;
             }
-            let refund = self.last_destroyed.lock().map(|at| at + REFUND_TIME);
-            if refund.is_none_or(|at| Instant::now() >= at) {
+            if self.refunds_end().is_none() {
                 return result;
             }
             std::thread::sleep(pause);

@@ -162,6 +162,14 @@ impl Guest {
     fn created(&self) -> usize {
         self.created.load(Ordering::Relaxed)
     }
+
+    /// Memory that is outside the window until it is mapped, without the requests that made it.
+    fn deferred(&self) -> Memory {
+        let info = AllocateInfo::new(4096).deferred().shareable();
+        let memory = self.device.allocate(&info).unwrap();
+        self.news();
+        memory
+    }
 }
 
 #[test]
@@ -277,6 +285,69 @@ fn guest_pages_that_the_host_does_not_take_leave_nothing() {
     let error = guest.device.allocate_guest(4096).unwrap_err();
     assert_eq!(error.status(), Some(Status::TooManyObjects));
     assert_eq!(guest.destroyed.lock().unwrap().len(), 1);
+}
+
+#[test]
+fn memory_that_is_mapped_again_at_once_waits_for_its_last_blob() {
+    let guest = start(Script::default());
+    let memory = guest.deferred();
+    memory.write(0, b"kept").unwrap();
+    memory.unmap();
+    guest.news();
+    let created = guest.created();
+    guest.script.early_binds.store(3, Ordering::Relaxed);
+    let mut bytes = [0; 4];
+    memory.read(0, &mut bytes).unwrap();
+    assert_eq!(&bytes, b"kept");
+    let bind = Request::BindClientId(BindClientId {
+        client_id: memory.client_id(),
+    });
+    assert_eq!(guest.news(), [bind; 4]);
+    assert_eq!(
+        guest.created() - created,
+        1,
+        "none that the host refuses: each is a line in the guest's kernel log"
+    );
+}
+
+#[test]
+fn memory_that_stays_bound_elsewhere_is_refused_soon() {
+    let guest = start(Script::default());
+    let memory = guest.deferred();
+    guest.script.early_binds.store(u32::MAX, Ordering::Relaxed);
+    let bound = |memory: &Memory| {
+        let begin = Instant::now();
+        let error = memory.map().unwrap_err();
+        assert_eq!(error.status(), Some(Status::AlreadyBound));
+        begin.elapsed()
+    };
+    bound(&memory);
+    assert_eq!(guest.news().len(), 1, "no blob of ours is on its way");
+    drop(guest.device.create_plain_blob(4096).unwrap());
+    let waited = bound(&memory);
+    assert!(waited >= Duration::from_millis(400), "{waited:?}");
+    assert!(waited < Duration::from_secs(5), "{waited:?}");
+}
+
+#[test]
+fn the_blob_of_exported_memory_outlives_its_mapping() {
+    let guest = start(Script::default());
+    let memory = guest.deferred();
+    memory.write(0, b"kept").unwrap();
+    drop(memory.export_dma_buf().unwrap());
+    guest.news();
+    let created = guest.created();
+    // A dma-buf keeps the blob for as long as somebody has it: a new one would be refused.
+    memory.unmap();
+    assert!(guest.destroyed.lock().unwrap().is_empty());
+    let mut bytes = [0; 4];
+    memory.read(0, &mut bytes).unwrap();
+    assert_eq!(&bytes, b"kept");
+    assert_eq!((guest.created() - created, guest.news().len()), (0, 0));
+    drop(memory);
+    assert_eq!(guest.destroyed.lock().unwrap().len(), 1);
+    let news = guest.news();
+    assert!(matches!(news[..], [Request::Free(_)]), "{news:?}");
 }
 
 #[test]

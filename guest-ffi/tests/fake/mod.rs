@@ -21,7 +21,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -64,6 +64,8 @@ pub(crate) struct Script {
     pub(crate) map_at: Option<u64>,
     /// Maps refused with this response once the control page is there.
     pub(crate) refuse_maps: Option<u32>,
+    /// BINDs yet to come while the memory's last blob still is on its way: they find it bound.
+    pub(crate) early_binds: Arc<AtomicU32>,
     pub(crate) types: Vec<MemoryType>,
     pub(crate) offer: Offer,
     pub(crate) blob_mem: BlobMem,
@@ -92,6 +94,7 @@ impl Default for Script {
             reverse_fences: 1,
             map_at: None,
             refuse_maps: None,
+            early_binds: Arc::default(),
             types: vec![
                 MemoryType {
                     property_flags: 0x1,
@@ -391,6 +394,14 @@ impl Client {
                     }
                     None => status = Status::InvalidArgument,
                 },
+                Request::BindClientId(_) => {
+                    let early = &self.script.early_binds;
+                    let left = early.load(Ordering::Relaxed);
+                    if left > 0 {
+                        early.store(left - 1, Ordering::Relaxed);
+                        status = Status::AlreadyBound;
+                    }
+                }
                 Request::Present(present) => {
                     self.script.viewers.hold(present.offset);
                 }
