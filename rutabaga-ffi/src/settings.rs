@@ -29,7 +29,7 @@ impl Settings {
         Self::new(|variable| std::env::var(variable).ok())
     }
 
-    fn new(get: impl Fn(&str) -> Option<String>) -> Result<Self> {
+    pub(crate) fn new(get: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let bytes = |variable, default| parsed(&get, variable, parse_size, default);
         let limits = Config::default();
         let limits = Config {
