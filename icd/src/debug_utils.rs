@@ -5,7 +5,7 @@
 use std::ffi::{CStr, CString, c_void};
 
 use ash::vk::{self, Handle};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use crate::command::CommandBuffer;
 use crate::device::Device;
@@ -18,7 +18,9 @@ use crate::queue::Queue;
 /// The messengers of an instance.
 #[derive(Default)]
 pub(crate) struct Messengers {
-    list: Mutex<Vec<(u64, Callback)>>,
+    /// Locked while callbacks run, so that none outlives its messenger. They may not call Vulkan
+    /// (VUID-PFN_vkDebugUtilsMessengerCallbackEXT-None-04769), so none makes or destroys one.
+    list: RwLock<Vec<(u64, Callback)>>,
     next: Mutex<u64>,
 }
 
@@ -32,6 +34,8 @@ struct Callback {
 
 // SAFETY: a function, and a pointer that only it uses; the specification lets a driver call it from any thread.
 unsafe impl Send for Callback {}
+// SAFETY: as above; nothing of it changes.
+unsafe impl Sync for Callback {}
 
 /// A messenger: its number in the list.
 pub(crate) struct Messenger(u64);
@@ -49,6 +53,15 @@ impl Messengers {
         self.tell(vk::DebugUtilsMessageSeverityFlagsEXT::ERROR, text);
     }
 
+    fn add(&self, number: u64, callback: Callback) {
+        self.list.write().push((number, callback));
+    }
+
+    /// No callback of it is under way, or comes, after this returns.
+    fn remove(&self, gone: u64) {
+        self.list.write().retain(|(number, _)| *number != gone);
+    }
+
     fn tell(&self, severity: vk::DebugUtilsMessageSeverityFlagsEXT, text: &str) {
         let text = CString::new(text.replace('\0', " ")).unwrap_or_default();
         let data = vk::DebugUtilsMessengerCallbackDataEXT::default()
@@ -63,9 +76,7 @@ impl Messengers {
         types: vk::DebugUtilsMessageTypeFlagsEXT,
         data: &vk::DebugUtilsMessengerCallbackDataEXT<'_>,
     ) {
-        // Copied, so that a callback may make and destroy messengers.
-        let callbacks: Vec<Callback> = self.list.lock().iter().map(|(_, one)| *one).collect();
-        for callback in callbacks {
+        for (_, callback) in &*self.list.read() {
             if !callback.severities.contains(severity) || !callback.types.intersects(types) {
                 continue;
             }
@@ -97,7 +108,7 @@ pub(crate) fn create(
         function: info.pfn_user_callback,
         user_data: info.p_user_data,
     };
-    messengers.list.lock().push((number, callback));
+    messengers.add(number, callback);
     out.set(handle);
     Ok(())
 }
@@ -108,8 +119,7 @@ pub(crate) fn destroy(
     callbacks: Option<Callbacks>,
 ) {
     if let Some(Messenger(gone)) = messenger.get() {
-        let mut list = instance.messengers().list.lock();
-        list.retain(|(number, _)| number != gone);
+        instance.messengers().remove(*gone);
     }
     messenger.destroy(instance.callbacks(callbacks));
 }
@@ -145,3 +155,74 @@ pub(crate) fn end_queue_label(_: &Queue) {}
 pub(crate) fn command_label(_: &CommandBuffer, _: &vk::DebugUtilsLabelEXT<'_>) {}
 
 pub(crate) fn end_command_label(_: &CommandBuffer) {}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::time::Duration;
+
+    use super::*;
+
+    /// What a program has behind its `pUserData`.
+    #[derive(Default)]
+    struct Program {
+        begun: AtomicU32,
+        ended: AtomicU32,
+    }
+
+    unsafe extern "system" fn slow(
+        _: vk::DebugUtilsMessageSeverityFlagsEXT,
+        _: vk::DebugUtilsMessageTypeFlagsEXT,
+        data: *const vk::DebugUtilsMessengerCallbackDataEXT<'_>,
+        user_data: *mut c_void,
+    ) -> vk::Bool32 {
+        // SAFETY: the test's own, which outlives its messengers.
+        let program = unsafe { &*user_data.cast::<Program>() };
+        // SAFETY: a structure that lives across the call.
+        let data = unsafe { &*data };
+        // SAFETY: as above, and so does its text.
+        let message = unsafe { CStr::from_ptr(data.p_message) };
+        assert_eq!(message, c"the device is lost");
+        program.begun.fetch_add(1, Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(100));
+        program.ended.fetch_add(1, Ordering::SeqCst);
+        vk::FALSE
+    }
+
+    fn callback(program: &Program, severities: vk::DebugUtilsMessageSeverityFlagsEXT) -> Callback {
+        Callback {
+            severities,
+            types: vk::DebugUtilsMessageTypeFlagsEXT::GENERAL,
+            function: Some(slow),
+            user_data: std::ptr::from_ref(program).cast_mut().cast(),
+        }
+    }
+
+    #[test]
+    fn a_messenger_is_destroyed_when_its_last_callback_has_returned() {
+        let messengers = Messengers::default();
+        let (program, other) = (Program::default(), Program::default());
+        let errors = vk::DebugUtilsMessageSeverityFlagsEXT::ERROR;
+        messengers.add(1, callback(&program, errors));
+        messengers.add(
+            2,
+            callback(&other, vk::DebugUtilsMessageSeverityFlagsEXT::INFO),
+        );
+        std::thread::scope(|scope| {
+            // As the queue's thread does.
+            scope.spawn(|| messengers.tell_error("the device is lost"));
+            while program.begun.load(Ordering::SeqCst) == 0 {
+                std::thread::yield_now();
+            }
+            messengers.remove(1);
+            assert_eq!(program.ended.load(Ordering::SeqCst), 1);
+        });
+        messengers.tell_error("the device is lost");
+        assert_eq!(program.begun.load(Ordering::SeqCst), 1, "it is gone");
+        assert_eq!(
+            other.begun.load(Ordering::SeqCst),
+            0,
+            "errors are not its own"
+        );
+    }
+}
