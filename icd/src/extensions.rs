@@ -140,21 +140,20 @@ fn list(
     if layer.is_some() {
         return vk::Result::ERROR_LAYER_NOT_PRESENT;
     }
-    let known: Vec<&Known> = known
-        .iter()
-        .filter(|known| available.contains(known.extension))
-        .collect();
-    let put = |place: *mut vk::ExtensionProperties, known: &&Known| {
+    let properties = |known: &Known| {
         let mut properties = vk::ExtensionProperties {
             spec_version: known.version,
             ..Default::default()
         };
         put_name(&mut properties.extension_name, known.name.to_bytes());
-        // SAFETY: `fill` gives a place for one; what was there is overwritten.
-        unsafe { place.write(properties) };
+        properties
     };
-    // SAFETY: the count belongs to the list, and whole structures are written.
-    unsafe { out.fill(count, &known, put) }
+    let known = known
+        .iter()
+        .filter(|known| available.contains(known.extension));
+    let known: Vec<_> = known.map(properties).collect();
+    // SAFETY: the count belongs to the list.
+    unsafe { out.copy(count, &known) }
 }
 
 /// A name as a C string in an array, cut where it does not fit.

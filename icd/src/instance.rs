@@ -115,12 +115,8 @@ pub(crate) fn enumerate_physical_devices(
     out: List<'_, vk::PhysicalDevice>,
 ) -> Result<vk::Result, vk::Result> {
     let found = instance.find()?;
-    let put = |place: *mut vk::PhysicalDevice, device: &vk::PhysicalDevice| {
-        // SAFETY: `fill` gives a place for one.
-        unsafe { place.write(*device) };
-    };
-    // SAFETY: the count belongs to the list, and handles are written.
-    Ok(unsafe { out.fill(count, found.as_slice(), put) })
+    // SAFETY: the count belongs to the list.
+    Ok(unsafe { out.copy(count, found.as_slice()) })
 }
 
 pub(crate) fn enumerate_groups(

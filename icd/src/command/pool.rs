@@ -90,13 +90,9 @@ pub(crate) fn allocate(
     } else {
         pool.buffers.lock().extend_from_slice(&made);
     }
-    let put = |place: *mut vk::CommandBuffer, buffer: &vk::CommandBuffer| {
-        // SAFETY: `fill` gives a place for one.
-        unsafe { place.write(*buffer) };
-    };
     let mut count = info.command_buffer_count;
-    // SAFETY: the count belongs to the list, and handles are written.
-    let _all_fit = unsafe { out.fill(&mut count, &made, put) };
+    // SAFETY: the count belongs to the list.
+    let _all_fit = unsafe { out.copy(&mut count, &made) };
     result
 }
 

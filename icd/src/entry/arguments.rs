@@ -152,6 +152,22 @@ impl<T> List<'_, T> {
     }
 }
 
+impl<T: Copy> List<'_, T> {
+    /// [`List::fill`] with the items themselves.
+    ///
+    /// # Safety
+    ///
+    /// `count` is the argument that belongs to it.
+    pub(crate) unsafe fn copy(self, count: &mut u32, items: &[T]) -> vk::Result {
+        let put = |place: *mut T, item: &T| {
+            // SAFETY: `fill` gives a place for one; what was there is overwritten, and has nothing to drop.
+            unsafe { place.write(*item) };
+        };
+        // SAFETY: the caller vouches for the count, and `put` reads nothing.
+        unsafe { self.fill(count, items, put) }
+    }
+}
+
 /// What a function of ours returns, as a command's result.
 pub(crate) trait Answer<R> {
     /// Turns it.
@@ -222,4 +238,31 @@ pub(crate) fn refuse<R: Refusal>(type_name: &str) -> R {
     let name = type_name.strip_prefix("PFN_").unwrap_or(type_name);
     log::debug!("{name}: not served; this device has memory, buffers and transfers");
     R::REFUSED
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_are_counted_then_copied_as_far_as_there_is_room() {
+        let copied = |room: u32| {
+            let (mut count, mut places) = (room, [9_u32; 4]);
+            // SAFETY: the array outlives the list, which has no other owner.
+            let list = unsafe { List::from_c(places.as_mut_ptr()) };
+            // SAFETY: at most as many places as there are.
+            let result = unsafe { list.copy(&mut count, &[1, 2, 3]) };
+            (result, count, places)
+        };
+        assert_eq!(copied(0), (vk::Result::INCOMPLETE, 0, [9; 4]));
+        assert_eq!(copied(2), (vk::Result::INCOMPLETE, 2, [1, 2, 9, 9]));
+        assert_eq!(copied(3), (vk::Result::SUCCESS, 3, [1, 2, 3, 9]));
+        assert_eq!(copied(4), (vk::Result::SUCCESS, 3, [1, 2, 3, 9]));
+        let mut count = 7;
+        // SAFETY: null asks for the count.
+        let nowhere = unsafe { List::from_c(std::ptr::null_mut::<u32>()) };
+        // SAFETY: as above.
+        let result = unsafe { nowhere.copy(&mut count, &[1, 2, 3]) };
+        assert_eq!((result, count), (vk::Result::SUCCESS, 3));
+    }
 }
