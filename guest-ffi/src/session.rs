@@ -207,7 +207,7 @@ impl Session {
 
     /// Sends requests whose completion is told on a ring.
     pub(crate) fn send(&self, requests: &[Request], name: Option<&str>, ring: u8) -> Result<Sent> {
-        self.send_as(self.begin(false)?, requests, name, ring)
+        self.send_as(self.number(false, requests, name)?, ring)
     }
 
     /// Sends a request that the host may answer much later. It holds nothing back: neither the fences of other rings nor, in the
@@ -221,23 +221,27 @@ impl Session {
         let (ring, place) = waits
             .free_ring(is_pending)
             .ok_or_else(|| Error::status_of(Status::TooManyObjects, what))?;
-        let sent = self.send_as(self.begin(true)?, &[request], None, ring)?;
+        let sent = self.send_as(self.number(true, &[request], None)?, ring)?;
         *place = sent.sequence;
         Ok(sent)
     }
 
-    fn send_as(
+    /// Requests in an envelope, and the number of their answer: to be sent, or abandoned.
+    fn number(
         &self,
-        sequence: u64,
+        late: bool,
         requests: &[Request],
         name: Option<&str>,
-        ring: u8,
-    ) -> Result<Sent> {
-        let sent = envelope(sequence, requests, name).and_then(|bytes| {
-            self.count();
-            self.transport.submit_fenced(&bytes, ring)
-        });
-        match sent {
+    ) -> Result<(u64, Vec<u8>)> {
+        let sequence = self.begin(late)?;
+        let bytes = envelope(sequence, requests, name)
+            .inspect_err(|_| self.ledger.lock().abandon(sequence))?;
+        Ok((sequence, bytes))
+    }
+
+    fn send_as(&self, (sequence, bytes): (u64, Vec<u8>), ring: u8) -> Result<Sent> {
+        self.count();
+        match self.transport.submit_fenced(&bytes, ring) {
             Ok(completion) => Ok(Sent {
                 sequence,
                 completion,
@@ -293,14 +297,7 @@ impl Session {
             let (blob, mapping) = self.create_and_map(&spec)?;
             return Ok((blob, mapping, None));
         }
-        let sequence = self.begin(false)?;
-        let bytes = match envelope(sequence, requests, name) {
-            Ok(bytes) => bytes,
-            Err(error) => {
-                self.ledger.lock().abandon(sequence);
-                return Err(error);
-            }
-        };
+        let (sequence, bytes) = self.number(false, requests, name)?;
         let created = self.create_and_map(&BlobSpec {
             command: &bytes,
             ..spec
