@@ -189,6 +189,13 @@ impl Engine {
         })?;
         let pinned = probe::pinned(&gl, &mut commands, &trial);
         let persistent = probe::persistent(&mut commands, &Persistent::new(&trial));
+        // A loss while these were tried is only one more way in which they do not work.
+        if let Some(lost) = gl.lost() {
+            return Err(GlError::Unsuitable {
+                renderer: gl.facts.renderer.clone(),
+                reason: lost.to_string(),
+            });
+        }
         let shared = match (&pinned, &persistent) {
             (ProbeOutcome::Works, _) => Shared::Pinned,
             (_, ProbeOutcome::Works) => Shared::Persistent,

@@ -43,11 +43,11 @@ use thiserror::Error;
 
 use super::desk::ToWorker;
 use super::front::Threads;
-use super::{CompletionSink, Description, Provider, Session};
+use super::{CompletionSink, Description, Provider, ProviderError, Session};
 use book::{Book, Outgoing};
 use running::Running;
 use starter::Starter;
-use watch::Watch;
+use watch::{Kind, Watch};
 use wire::{FromChild, ToChild};
 
 pub use child::{serve, serve_stdin};
@@ -111,6 +111,7 @@ impl ProcessProvider {
             is_starting: false,
             next_start: Instant::now() + LEAST_PAUSE,
             pause: LEAST_PAUSE,
+            gpu_was_lost: false,
             job_time,
             watch: Watch::new(),
         };
@@ -162,6 +163,8 @@ struct Keeper {
     /// Not before this is another one started.
     next_start: Instant,
     pause: Duration,
+    /// The last process lost its GPU, and none has done work since.
+    gpu_was_lost: bool,
     job_time: Duration,
     watch: Watch,
 }
@@ -271,14 +274,38 @@ impl Keeper {
         else {
             return self.ended("it begins anew");
         };
+        if matches!(result, Err(ProviderError::DeviceLost(_))) {
+            return self.gpu_lost();
+        }
+        let is_done = result.is_ok();
         // A session may be gone before its answers are here.
         let Some(book) = self.sessions.get_mut(&session) else {
             return;
         };
         match book.answered(sequence, result, descriptors) {
-            Ok(kind) => self.watch.answered(kind, Instant::now()),
+            Ok(kind) => {
+                self.watch.answered(kind, Instant::now());
+                if is_done && kind == Kind::Job && self.gpu_was_lost {
+                    self.gpu_was_lost = false;
+                    self.pause = LEAST_PAUSE;
+                }
+            }
             Err(nonsense) => self.ended(nonsense.0),
         }
+    }
+
+    /// A process never gets a lost GPU back (VK_ERROR_DEVICE_LOST is for good): only another one does, so this one ends as if it had crashed. What
+    /// it has not answered, the loss itself included, is answered when it is dead.
+    fn gpu_lost(&mut self) {
+        self.gpu_was_lost = true;
+        self.slow_down();
+        self.ended("its GPU was lost");
+    }
+
+    /// Another one that serves no better is not started as soon again.
+    fn slow_down(&mut self) {
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        self.next_start = Instant::now() + self.pause;
     }
 
     /// The process has ended, or is ended now.
@@ -322,7 +349,10 @@ impl Keeper {
             Ok(running) => {
                 log::info!("the process with the GPU driver serves again");
                 self.running = Some(running);
-                self.pause = LEAST_PAUSE;
+                // A GPU that stays lost may let a process start, and fails its first work.
+                if !self.gpu_was_lost {
+                    self.pause = LEAST_PAUSE;
+                }
                 let sessions: Vec<u64> = self.sessions.keys().copied().collect();
                 for session in sessions {
                     self.send(&ToChild::Open { session }, &[]);
@@ -330,8 +360,7 @@ impl Keeper {
             }
             Err(error) => {
                 log::error!("{error}");
-                self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-                self.next_start = Instant::now() + self.pause;
+                self.slow_down();
             }
         }
     }

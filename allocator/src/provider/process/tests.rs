@@ -328,13 +328,24 @@ fn while_a_process_starts_nobody_waits_for_it() {
     assert!(!is_alive(&pid), "nothing of it is left");
 }
 
-/// A child that says what a test wants: a thread, with a process that does nothing for it.
+/// A child that says what a test wants once it is asked something.
 fn lying(first: impl Fn(&UnixStream) + Send + Sync + 'static) -> ProcessProvider {
+    lying_for(1, move |socket, _| first(socket)).0
+}
+
+/// So many children that say what a test wants to the first request, and honest ones after them: threads, each with a process that does nothing for
+/// it. And how many were started.
+fn lying_for(
+    lies: u32,
+    first: impl Fn(&UnixStream, ToChild) + Send + Sync + 'static,
+) -> (ProcessProvider, Arc<AtomicU32>) {
+    let _ = env_logger::builder().is_test(true).try_init();
     let honest = Mutex::new(Vec::new());
-    let turn = AtomicU32::new(0);
+    let turn = Arc::<AtomicU32>::default();
+    let turns = Arc::clone(&turn);
     let first = Arc::new(first);
     let spawn = move |socket: OwnedFd| {
-        if turn.fetch_add(1, Ordering::SeqCst) > 0 {
+        if turn.fetch_add(1, Ordering::SeqCst) >= lies {
             let child = command(Choice::System).stdin(Stdio::from(socket)).spawn()?;
             return child.try_into();
         }
@@ -349,14 +360,15 @@ fn lying(first: impl Fn(&UnixStream) + Send + Sync + 'static) -> ProcessProvider
             wire::send(&socket, &ready, &[]).unwrap();
             while let Ok(Some((frame, _))) = wire::receive::<ToChild>(&socket) {
                 if matches!(frame, ToChild::Request { .. }) {
-                    first(&socket);
+                    first(&socket, frame);
                     return;
                 }
             }
         }));
         Command::new("sleep").arg("1000").spawn()?.try_into()
     };
-    ProcessProvider::new(Box::new(spawn), JOB_TIME).unwrap()
+    let provider = ProcessProvider::new(Box::new(spawn), JOB_TIME).unwrap();
+    (provider, turns)
 }
 
 fn done(sequence: u64, result: Result<(), ProviderError>) -> FromChild {
@@ -365,6 +377,73 @@ fn done(sequence: u64, result: Result<(), ProviderError>) -> FromChild {
         sequence,
         result,
     }
+}
+
+/// A driver whose GPU is lost: alive, it answers all work so, for ever.
+fn lose(socket: &UnixStream, first: ToChild) {
+    let mut next = Some(first);
+    while let Some(frame) = next {
+        if let ToChild::Request {
+            session,
+            sequence,
+            request,
+        } = frame
+        {
+            let result = match request {
+                Request::AddFile { .. } | Request::Attach { .. } => Ok(()),
+                _ => Err(ProviderError::DeviceLost("it was reset".to_owned())),
+            };
+            let done = FromChild::Done {
+                session,
+                sequence,
+                result,
+            };
+            // Whoever is ended does not get through with it.
+            let _ = wire::send(socket, &done, &[]);
+        }
+        let heard = wire::receive(socket).ok().flatten();
+        next = heard.map(|(frame, _)| frame);
+    }
+}
+
+#[test]
+fn a_process_whose_gpu_is_lost_is_replaced_and_each_request_is_answered_once() {
+    let (provider, turns) = lying_for(1, lose);
+    let mut guest = Guest::new(&provider, MIB);
+    let mut other = Guest::new(&provider, MIB);
+    let (a, b) = (guest.attach(0, 4096), other.attach(0, 4096));
+    let first = guest.submit(fill(a, 1));
+    for value in 2..20 {
+        guest.submit(fill(a, value));
+    }
+    for sequence in first..first + 19 {
+        let completion = guest.next();
+        assert_eq!(completion.sequence, sequence);
+        let result = completion.result.map(drop);
+        assert!(result.is_ok() || is_lost(&result), "{result:?}");
+    }
+    ok_soon(&mut guest, || fill(a, 21));
+    ok_soon(&mut other, || fill(b, 22));
+    assert_eq!(
+        turns.load(Ordering::SeqCst),
+        2,
+        "the lost one, and an honest one"
+    );
+    assert_eq!(guest.read(0, 4), [21, 0, 0, 0]);
+    assert_eq!(other.read(0, 4), [22, 0, 0, 0]);
+}
+
+/// 0.2 s, 0.4 s, 0.8 s, 1.6 s after each loss, and not as fast as a guest asks.
+#[test]
+fn a_gpu_that_stays_lost_is_not_started_as_fast_as_guests_ask() {
+    let (provider, turns) = lying_for(4, lose);
+    let begin = Instant::now();
+    let mut guest = Guest::new(&provider, MIB);
+    let a = guest.attach(0, 4096);
+    ok_soon(&mut guest, || fill(a, 1));
+    assert_eq!(turns.load(Ordering::SeqCst), 5);
+    let pauses = LEAST_PAUSE * (2 + 4 + 8 + 16);
+    assert!(begin.elapsed() >= pauses, "{:?}", begin.elapsed());
 }
 
 #[test]

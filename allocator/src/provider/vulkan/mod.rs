@@ -180,6 +180,13 @@ impl Engine {
         let mut commands = Commands::new(&device)?;
         let udmabuf = Udmabuf::open().map(Arc::new);
         let probe = probe::probe(&device, &mut commands, udmabuf.as_ref());
+        // A loss while something was tried is only one more way that does not work; another may have worked before.
+        if let Some(lost) = device.lost() {
+            return Err(VulkanError::Unsuitable {
+                device: device.facts.name.clone(),
+                reason: lost.to_string(),
+            });
+        }
         let strategy = probe.best().ok_or_else(|| VulkanError::NoWindowMemory {
             tried: format!("{}: {}", device.facts.name, probe.complaint()),
         })?;
