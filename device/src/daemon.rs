@@ -79,6 +79,8 @@ pub fn run(flags: &Serve) -> Result<(), DaemonError> {
         return Err(DaemonError::WindowMode);
     }
     one_heap();
+    // Before the launcher, which gives it to the process with the driver: that has each guest-page blob's files.
+    raise_descriptor_limit();
     // Sockets and snapshots are for their owner alone.
     rustix::process::umask(rustix::fs::Mode::from_bits_truncate(0o077));
     // What it starts needs more than hostblobd itself.
@@ -117,7 +119,6 @@ pub(crate) fn serve(
             time: Duration::from_secs(flags.warm_time),
         },
     };
-    raise_descriptor_limit();
     let renderers = renderers(flags)?;
     let exports = Exports::new();
     let outside = outside(flags, &exports);
@@ -241,7 +242,7 @@ fn renderers(flags: &Serve) -> Result<Option<Arc<Renderers>>, RendererError> {
     Ok(Some(renderers))
 }
 
-/// Blobs of other renderers, and 2D resources, are a descriptor each. What a shell gives a process is little.
+/// Blobs of other renderers, 2D resources, and blobs of guest pages are a descriptor each, or more. What a shell gives a process is little.
 fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);

@@ -14,16 +14,7 @@ use super::outlet::Outlet;
 use super::system::SystemProvider;
 use super::{
     AttachmentId, Completion, CompletionSink, Description, FileId, Provider, ProviderError,
-    Request, Session,
-};
-
-/// Goes to the system provider in place of a refused request: it does nothing and comes back as an error, in its turn
-/// and from the provider's thread.
-const REFUSED: Request = Request::Fill {
-    attachment: AttachmentId(u64::MAX),
-    offset: 0,
-    length: 0,
-    value: 0,
+    REFUSED, Request, Session,
 };
 
 /// A request as the fake saw it; [`Request`] without the descriptor.

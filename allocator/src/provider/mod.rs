@@ -246,6 +246,15 @@ impl<M, P> Request<M, P> {
     }
 }
 
+/// Goes to a provider in place of a request that somebody before it has refused: it does nothing and comes back as an error, in its turn and from
+/// the provider's thread.
+pub(crate) const REFUSED: Request = Request::Fill {
+    attachment: AttachmentId(u64::MAX),
+    offset: 0,
+    length: 0,
+    value: 0,
+};
+
 /// Why a provider did not do what was asked. The state is as before the request.
 #[derive(Debug, Clone, PartialEq, Eq, Error, Serialize, Deserialize)]
 pub enum ProviderError {

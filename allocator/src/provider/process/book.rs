@@ -16,7 +16,7 @@ use std::sync::Arc;
 use rustix::fs::SeekFrom;
 
 use super::watch::Kind;
-use super::wire::{Asked, split_pieces};
+use super::wire::{Asked, Beside, split_pieces};
 use crate::exports::is_dma_buf;
 use crate::provider::outlet::Outlet;
 use crate::provider::{AttachmentId, Completion, Elsewhere, FileId, Piece, ProviderError, Request};
@@ -465,7 +465,7 @@ impl Book {
         &mut self,
         number: u64,
         result: Result<(), ProviderError>,
-        descriptors: Vec<OwnedFd>,
+        beside: Beside,
     ) -> Result<Kind, Nonsense> {
         let waiting = self.queue.iter_mut().find(|entry| entry.answer.is_none());
         let entry = waiting
@@ -473,7 +473,9 @@ impl Book {
             .ok_or(Nonsense("an answer to what was not asked next"))?;
         let (effect, is_ours) = (entry.effect, entry.sequence.is_none());
         let answer = match (result, effect) {
-            (Ok(()), Effect::Export(length)) => Ok(Some(exported(descriptors, length)?)),
+            // Ours is the limit, and it is not the process that is to blame.
+            (Ok(()), Effect::Export(_)) if beside.is_cut => Err(no_descriptors()),
+            (Ok(()), Effect::Export(length)) => Ok(Some(exported(beside.files, length)?)),
             (Ok(()), _) => Ok(None),
             (Err(error), _) => Err(error),
         };
@@ -600,6 +602,10 @@ fn lost(what: &str) -> ProviderError {
 
 fn no_process() -> ProviderError {
     lost("the next one does not serve yet")
+}
+
+fn no_descriptors() -> ProviderError {
+    ProviderError::OutOfHostMemory("hostblobd may have no more descriptors".to_owned())
 }
 
 fn unknown(attachment: AttachmentId) -> ProviderError {

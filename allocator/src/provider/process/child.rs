@@ -1,6 +1,6 @@
 //! The child: a provider behind a socket.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -9,8 +9,44 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::wire::{self, Asked, FromChild, Part, ToChild};
-use crate::provider::{self, Choice, Completion, Elsewhere, Options, Piece, Request, Session};
+use super::wire::{self, Asked, Beside, FromChild, Part, ToChild};
+use crate::provider::{
+    self, Choice, Completion, Elsewhere, Options, Piece, Provider, ProviderError, Request, Session,
+};
+
+/// A session of the provider, and which of its requests came without their descriptors.
+struct Served {
+    session: Box<dyn Session>,
+    cut: Arc<Mutex<HashSet<u64>>>,
+}
+
+impl Served {
+    fn open(provider: &dyn Provider, session: u64, answers: &Arc<Mutex<UnixStream>>) -> Self {
+        let answers = Arc::clone(answers);
+        let cut = Arc::<Mutex<HashSet<u64>>>::default();
+        let missed = Arc::clone(&cut);
+        let sink = move |mut completion: Completion| {
+            if missed.lock().remove(&completion.sequence) {
+                completion.result = Err(ProviderError::OutOfHostMemory(
+                    "the process with the GPU driver may have no more descriptors".to_owned(),
+                ));
+            }
+            answer(&answers.lock(), session, completion);
+        };
+        let session = provider.connect(Box::new(sink));
+        Self { session, cut }
+    }
+
+    /// How many files a guest has memory in is its choice, so a descriptor that had no room here is no reason to end: it fails its own request, in
+    /// its turn.
+    fn submit(&mut self, sequence: u64, request: Asked, beside: Beside) {
+        let request = asked(request, beside.files).unwrap_or_else(|| {
+            self.cut.lock().insert(sequence);
+            provider::REFUSED
+        });
+        self.session.submit(sequence, request);
+    }
+}
 
 /// Serves a provider to the process at the other end of `socket`, until that closes it.
 ///
@@ -27,21 +63,20 @@ pub fn serve(socket: UnixStream, choice: Choice, options: &Options) -> io::Resul
     };
     wire::send(&socket, &ready, &[])?;
     let answers = Arc::new(Mutex::new(socket.try_clone()?));
-    let mut sessions: HashMap<u64, Box<dyn Session>> = HashMap::new();
-    while let Some((frame, descriptors)) = wire::receive(&socket)? {
+    let mut sessions: HashMap<u64, Served> = HashMap::new();
+    while let Some((frame, beside)) = wire::receive(&socket)? {
         match frame {
             ToChild::Open { session } => {
-                let answers = Arc::clone(&answers);
-                let sink = Box::new(move |completion| answer(&answers.lock(), session, completion));
-                sessions.insert(session, opened.provider.connect(sink));
+                let served = Served::open(opened.provider.as_ref(), session, &answers);
+                sessions.insert(session, served);
             }
             ToChild::Request {
                 session,
                 sequence,
                 request,
             } => {
-                let session = sessions.get_mut(&session).ok_or_else(nonsense)?;
-                session.submit(sequence, asked(request, descriptors)?);
+                let served = sessions.get_mut(&session).ok_or_else(nonsense)?;
+                served.submit(sequence, request, beside);
             }
             ToChild::Close { session } => drop(sessions.remove(&session)),
         }
@@ -60,9 +95,9 @@ fn answer(socket: &UnixStream, session: u64, completion: Completion) {
         sequence,
         result: result.and_then(|elsewhere| match elsewhere {
             // An address of this process is no use to another.
-            Some(Elsewhere::Address(_)) => Err(provider::ProviderError::Invalid(
-                "this memory has no file".to_owned(),
-            )),
+            Some(Elsewhere::Address(_)) => {
+                Err(ProviderError::Invalid("this memory has no file".to_owned()))
+            }
             _ => Ok(()),
         }),
     };
@@ -74,31 +109,31 @@ fn nonsense() -> io::Error {
     io::Error::other("a message that makes no sense")
 }
 
-/// The request, with its descriptors.
-fn asked(asked: Asked, mut descriptors: Vec<OwnedFd>) -> io::Result<Request> {
+/// The request, with its descriptors; `None` where one of them is not there.
+fn asked(asked: Asked, mut descriptors: Vec<OwnedFd>) -> Option<Request> {
     match asked {
-        Asked::AddFile { file, length, .. } => Ok(Request::AddFile {
+        Asked::AddFile { file, length, .. } => Some(Request::AddFile {
             file,
-            descriptor: descriptors.pop().ok_or_else(nonsense)?,
+            descriptor: descriptors.pop()?,
             length,
         }),
         Asked::AddPieces { file, pieces } => {
             let files = descriptors.into_iter().map(File::from).map(Arc::new);
             let files: Vec<_> = files.collect();
             let piece = |part: Part| {
-                let file = files.get(part.file).ok_or_else(nonsense)?;
-                Ok(Piece {
+                let file = files.get(part.file)?;
+                Some(Piece {
                     file: Arc::clone(file),
                     offset: part.offset,
                     length: part.length,
                 })
             };
-            Ok(Request::AddPieces {
+            Some(Request::AddPieces {
                 file,
-                pieces: pieces.into_iter().map(piece).collect::<io::Result<_>>()?,
+                pieces: pieces.into_iter().map(piece).collect::<Option<_>>()?,
             })
         }
-        plain => plain.without_memory().ok_or_else(nonsense),
+        plain => plain.without_memory(),
     }
 }
 

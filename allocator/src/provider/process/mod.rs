@@ -48,7 +48,7 @@ use book::{Book, Outgoing};
 use running::Running;
 use starter::Starter;
 use watch::{Kind, Watch};
-use wire::{FromChild, ToChild};
+use wire::{Beside, FromChild, ToChild};
 
 pub use child::{serve, serve_stdin};
 pub use running::Process;
@@ -187,7 +187,7 @@ impl Keeper {
                     Err(_) => return,
                 },
                 recv(heard) -> heard => match heard {
-                    Ok((frame, descriptors)) => self.hear(frame, descriptors),
+                    Ok((frame, beside)) => self.hear(frame, beside),
                     Err(_) => self.ended("it ended"),
                 },
                 recv(self.starter.started()) -> started => match started {
@@ -265,7 +265,7 @@ impl Keeper {
         }
     }
 
-    fn hear(&mut self, frame: FromChild, descriptors: Vec<OwnedFd>) {
+    fn hear(&mut self, frame: FromChild, beside: Beside) {
         let FromChild::Done {
             session,
             sequence,
@@ -282,7 +282,7 @@ impl Keeper {
         let Some(book) = self.sessions.get_mut(&session) else {
             return;
         };
-        match book.answered(sequence, result, descriptors) {
+        match book.answered(sequence, result, beside) {
             Ok(kind) => {
                 self.watch.answered(kind, Instant::now());
                 if is_done && kind == Kind::Job && self.gpu_was_lost {

@@ -12,7 +12,7 @@ use crossbeam_channel::{Receiver, Sender};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions};
 
-use super::wire::{self, FromChild, ToChild};
+use super::wire::{self, Beside, FromChild, ToChild};
 use super::{ProcessError, START_TIMEOUT, Spawn};
 use crate::provider::Description;
 
@@ -20,7 +20,7 @@ use crate::provider::Description;
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What the reader hears; the channel ends with the process.
-pub(super) type Heard = (FromChild, Vec<OwnedFd>);
+pub(super) type Heard = (FromChild, Beside);
 
 /// A process, of ours or of another one, by its pidfd (pidfd_open(2)).
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use super::*;
 use crate::provider::contract::{self, Guest};
-use crate::provider::{AttachmentId, Choice, FileId, Options, Piece, ProviderError, Request};
+use crate::provider::{AttachmentId, Choice, FileId, Options, Piece, Placement, Request};
 
 const CHILD: &str = "HOSTBLOB_TEST_PROVIDER";
 const MIB: u64 = 1 << 20;
@@ -486,6 +486,95 @@ fn a_process_that_talks_nonsense_is_replaced() {
         ok_soon(&mut guest, || fill(a, 1));
         assert_eq!(guest.read(0, 4), [1, 0, 0, 0]);
     }
+}
+
+/// As if it had no room for them: the requests fail, in their turn, and nothing else does.
+#[test]
+fn descriptors_that_did_not_come_fail_their_request_alone() {
+    let (socket, theirs) = UnixStream::pair().unwrap();
+    let child = thread::spawn(move || serve(theirs, Choice::System, &Options::default()));
+    let Some((FromChild::Ready { description, .. }, _)) = wire::receive(&socket).unwrap() else {
+        panic!("it serves");
+    };
+    let types = &description.memory_types;
+    let window = types
+        .iter()
+        .position(|kind| kind.placement == Placement::Window);
+    let memory_type = u32::try_from(window.unwrap()).unwrap();
+    wire::send(&socket, &ToChild::Open { session: 0 }, &[]).unwrap();
+    let memfd = crate::provider::sealed_memfd("window", 64 * MIB).unwrap();
+    let part = |file| wire::Part {
+        file,
+        offset: 0,
+        length: 4096,
+    };
+    let add = |file| Request::AddFile {
+        file: FileId(file),
+        descriptor: (),
+        length: 64 * MIB,
+    };
+    let attachment = AttachmentId(1);
+    let asked: [(wire::Asked, usize); 7] = [
+        (add(0), 1),
+        (
+            Request::Attach {
+                attachment,
+                file: FileId(0),
+                offset: 0,
+                length: 64 * MIB,
+                memory_type,
+            },
+            0,
+        ),
+        (
+            Request::Fill {
+                attachment,
+                offset: 0,
+                length: 64 * MIB,
+                value: 7,
+            },
+            0,
+        ),
+        // Answered after the work that is under way.
+        (add(1), 0),
+        (
+            Request::AddPieces {
+                file: FileId(2),
+                pieces: vec![part(0), part(1)],
+            },
+            1,
+        ),
+        (add(1), 1),
+        (Request::RemoveFile { file: FileId(1) }, 0),
+    ];
+    for (sequence, (request, files)) in (0..).zip(asked) {
+        let session = 0;
+        let frame = ToChild::Request {
+            session,
+            sequence,
+            request,
+        };
+        wire::send(&socket, &frame, &[memfd.as_fd()][..files]).unwrap();
+    }
+    for expected in 0..7 {
+        let (frame, _) = wire::receive(&socket).unwrap().expect("it goes on");
+        let FromChild::Done {
+            sequence, result, ..
+        } = frame
+        else {
+            panic!("{frame:?}");
+        };
+        assert_eq!(sequence, expected);
+        match expected {
+            3 | 4 => assert!(
+                matches!(result, Err(ProviderError::OutOfHostMemory(_))),
+                "{result:?}"
+            ),
+            _ => assert_eq!(result, Ok(()), "request {expected}"),
+        }
+    }
+    drop(socket);
+    child.join().unwrap().unwrap();
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
 };
 use serde::de::DeserializeOwned;
@@ -70,6 +70,15 @@ pub(super) enum FromChild {
     },
 }
 
+/// The descriptors beside a frame.
+#[derive(Debug, Default)]
+pub(super) struct Beside {
+    /// Those that arrived, in their order.
+    pub(super) files: Vec<OwnedFd>,
+    /// This process had no room for others (RLIMIT_NOFILE): the kernel has closed them.
+    pub(super) is_cut: bool,
+}
+
 /// Sends a frame, whole.
 pub(super) fn send(
     socket: &UnixStream,
@@ -101,12 +110,10 @@ pub(super) fn send(
 }
 
 /// The next frame, with its descriptors; `None` where the other end is closed.
-pub(super) fn receive<T: DeserializeOwned>(
-    socket: &UnixStream,
-) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+pub(super) fn receive<T: DeserializeOwned>(socket: &UnixStream) -> io::Result<Option<(T, Beside)>> {
     let mut length = [0; 4];
-    let mut descriptors = Vec::new();
-    if receive_first(socket, &mut length, &mut descriptors)? == 0 {
+    let mut beside = Beside::default();
+    if receive_first(socket, &mut length, &mut beside)? == 0 {
         return Ok(None);
     }
     let length = usize::try_from(u32::from_le_bytes(length)).map_err(io::Error::other)?;
@@ -116,15 +123,11 @@ pub(super) fn receive<T: DeserializeOwned>(
     let mut body = vec![0; length];
     let mut stream = socket;
     stream.read_exact(&mut body)?;
-    Ok(Some((serde_json::from_slice(&body)?, descriptors)))
+    Ok(Some((serde_json::from_slice(&body)?, beside)))
 }
 
 /// The length of a frame, and the descriptors that come with it.
-fn receive_first(
-    socket: &UnixStream,
-    to: &mut [u8; 4],
-    descriptors: &mut Vec<OwnedFd>,
-) -> io::Result<usize> {
+fn receive_first(socket: &UnixStream, to: &mut [u8; 4], beside: &mut Beside) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut done = 0;
     while done < to.len() {
@@ -133,13 +136,17 @@ fn receive_first(
         let mut buffers = [IoSliceMut::new(rest)];
         let flags = RecvFlags::CMSG_CLOEXEC;
         let got = match rustix::net::recvmsg(socket, &mut buffers, &mut control, flags) {
-            Ok(got) => got.bytes,
+            Ok(got) => {
+                // The space is as large as a message may be, so nothing else makes it short.
+                beside.is_cut |= got.flags.contains(ReturnFlags::CTRUNC);
+                got.bytes
+            }
             Err(rustix::io::Errno::INTR) => continue,
             Err(error) => return Err(error.into()),
         };
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(files) = message {
-                descriptors.extend(files);
+                beside.files.extend(files);
             }
         }
         match got {

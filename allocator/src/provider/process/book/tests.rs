@@ -30,7 +30,8 @@ fn unsealed(length: u64) -> OwnedFd {
 /// Asks, and has the process say yes to all that it is asked for that.
 fn ok(book: &mut Book, sequence: u64, request: Request, process: u64) {
     for message in book.request(sequence, request, Some(process)) {
-        book.answered(message.number, Ok(()), Vec::new()).unwrap();
+        book.answered(message.number, Ok(()), Beside::default())
+            .unwrap();
     }
 }
 
@@ -72,7 +73,11 @@ fn an_export_is_a_file_that_keeps_its_size() {
         let [message] = &book.request(2, export, Some(1))[..] else {
             panic!("one message");
         };
-        let heard = book.answered(message.number, Ok(()), descriptors);
+        let beside = Beside {
+            files: descriptors,
+            is_cut: false,
+        };
+        let heard = book.answered(message.number, Ok(()), beside);
         assert_eq!(heard.map(drop), expected);
         answers.recv().unwrap().result.unwrap();
         match expected {
@@ -89,6 +94,38 @@ fn an_export_is_a_file_that_keeps_its_size() {
             }
         }
     }
+}
+
+/// The limit is that of this process: the other one goes on.
+#[test]
+fn an_export_whose_descriptor_had_no_room_here_fails_alone() {
+    let (mut book, answers) = book();
+    let allocate = Request::Allocate {
+        attachment: DEVICE,
+        length: LENGTH,
+        memory_type: 0,
+    };
+    ok(&mut book, 1, allocate, 1);
+    for (sequence, is_cut) in [(2, true), (3, false)] {
+        let export = Request::Export { attachment: DEVICE };
+        let [message] = &book.request(sequence, export, Some(1))[..] else {
+            panic!("one message");
+        };
+        let files = if is_cut {
+            Vec::new()
+        } else {
+            vec![memfd(LENGTH)]
+        };
+        let heard = book.answered(message.number, Ok(()), Beside { files, is_cut });
+        assert_eq!(heard, Ok(Kind::Message));
+    }
+    assert_eq!(answers.recv().unwrap().result, Ok(None));
+    let refused = answers.recv().unwrap().result;
+    assert!(
+        matches!(refused, Err(ProviderError::OutOfHostMemory(_))),
+        "{refused:?}"
+    );
+    assert!(answers.recv().unwrap().result.unwrap().is_some(), "later");
 }
 
 /// What it refuses now it may take later: each use tries once more, and fails alone.
@@ -114,13 +151,14 @@ fn what_the_next_process_refuses_is_told_to_it_again() {
     let messages = book.request(3, fill(ATTACHMENT), Some(2));
     assert_eq!(messages.len(), 3, "the file, the attachment, the work");
     for message in &messages {
-        book.answered(message.number, refusal(), Vec::new())
+        book.answered(message.number, refusal(), Beside::default())
             .unwrap();
     }
     let again = book.request(4, fill(ATTACHMENT), Some(2));
     assert_eq!(again.len(), 3, "{again:?}");
     for message in &again {
-        book.answered(message.number, Ok(()), Vec::new()).unwrap();
+        book.answered(message.number, Ok(()), Beside::default())
+            .unwrap();
     }
     assert_eq!(book.request(5, fill(ATTACHMENT), Some(2)).len(), 1);
     let results: Vec<_> = answers
@@ -143,7 +181,8 @@ fn what_is_refused_is_forgotten() {
         panic!("one message");
     };
     let refusal = Err(ProviderError::OutOfHostMemory("no".to_owned()));
-    book.answered(message.number, refusal, Vec::new()).unwrap();
+    book.answered(message.number, refusal, Beside::default())
+        .unwrap();
     ok(&mut book, 2, add(), 1);
     // A number that is taken is refused here, whatever the process would say.
     assert!(book.request(3, add(), Some(1)).is_empty());

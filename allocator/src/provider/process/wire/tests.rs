@@ -40,7 +40,7 @@ fn frames_are_whole_in_pieces_and_under_signals() {
             let frame = receive::<String>(&theirs).unwrap();
             let (found, files) = frame.expect("another frame");
             assert!(found == text(number), "frame {number}");
-            assert_eq!(files.len(), number % 4);
+            assert_eq!((files.files.len(), files.is_cut), (number % 4, false));
         }
         assert!(receive::<String>(&theirs).unwrap().is_none());
     });
@@ -56,4 +56,43 @@ fn frames_are_whole_in_pieces_and_under_signals() {
     let interrupted = INTERRUPTED.load(Ordering::Relaxed);
     println!("{interrupted} signals");
     assert!(interrupted > 10, "{interrupted} signals are no reason");
+}
+
+/// Says that this test is the process that has little.
+const FEW: &str = "HOSTBLOB_TEST_FEW_DESCRIPTORS";
+
+/// In a process of its own: the limit is that of all threads.
+#[test]
+fn descriptors_without_room_are_missed_and_the_next_frame_is_whole() {
+    if std::env::var_os(FEW).is_none() {
+        let name = "provider::process::wire::tests::descriptors_without_room_are_missed_and_the_next_frame_is_whole";
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        let output = command.args([name, "--exact"]).env(FEW, "1").output();
+        let output = output.unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && text.contains("1 passed"),
+            "{text}"
+        );
+        return;
+    }
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    for sent in [3, 1] {
+        send(&ours, &sent, &[ours.as_fd(); 3][..sent]).unwrap();
+    }
+    // The next descriptor would have this number, as those below it are taken.
+    let next = ours.try_clone().unwrap();
+    let room = u64::try_from(std::os::fd::AsRawFd::as_raw_fd(&next)).unwrap() + 1;
+    drop(next);
+    let limit = Rlimit {
+        current: Some(room),
+        ..getrlimit(Resource::Nofile)
+    };
+    setrlimit(Resource::Nofile, limit).unwrap();
+    for (sent, is_cut) in [(3, true), (1, false)] {
+        let (number, beside) = receive::<usize>(&theirs).unwrap().expect("a frame");
+        assert_eq!(number, sent);
+        assert_eq!((beside.files.len(), beside.is_cut), (1, is_cut));
+    }
 }
