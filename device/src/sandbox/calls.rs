@@ -99,7 +99,13 @@ const ALWAYS: &[c_long] = &[
 
 /// Older names of the same, on machines that have them.
 #[cfg(target_arch = "x86_64")]
-const ALWAYS_OLD: &[c_long] = &[libc::SYS_epoll_wait, libc::SYS_poll, libc::SYS_readlink];
+const ALWAYS_OLD: &[c_long] = &[
+    libc::SYS_epoll_wait,
+    // By rutabaga, where a Wayland client pastes: rustix has no other call for a pipe without flags.
+    libc::SYS_pipe,
+    libc::SYS_poll,
+    libc::SYS_readlink,
+];
 #[cfg(not(target_arch = "x86_64"))]
 const ALWAYS_OLD: &[c_long] = &[];
 
@@ -283,4 +289,43 @@ fn argument(
     SeccompRule::new(vec![SeccompCondition::new(
         number, length, operator, value,
     )?])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Says that this test is the process that gives up the rest.
+    const RESTRICTED: &str = "HOSTBLOB_TEST_RESTRICTED";
+
+    /// As rutabaga has it, in a process of its own: what is given up cannot be had again.
+    #[test]
+    fn a_wayland_client_pastes_through_a_pipe() {
+        if std::env::var_os(RESTRICTED).is_none() {
+            let name = "sandbox::calls::tests::a_wayland_client_pastes_through_a_pipe";
+            let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+            let output = command
+                .args([name, "--exact"])
+                .env(RESTRICTED, "1")
+                .output();
+            let output = output.unwrap();
+            let text = String::from_utf8_lossy(&output.stdout);
+            assert!(
+                output.status.success() && text.contains("1 passed"),
+                "{text}"
+            );
+            return;
+        }
+        crate::sandbox::drop_privileges().unwrap();
+        let needs = Needs {
+            compositor: true,
+            ..Needs::default()
+        };
+        restrict(&needs).unwrap();
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        assert_eq!(rustix::io::write(&writer, b"pasted"), Ok(6));
+        let mut bytes = [0; 6];
+        assert_eq!(rustix::io::read(&reader, &mut bytes), Ok(6));
+        assert_eq!(&bytes, b"pasted");
+    }
 }
