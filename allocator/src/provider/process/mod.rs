@@ -16,13 +16,14 @@
 //! | `wire.rs` | frames |
 //! | `child.rs` | the other process |
 //! | `book.rs` | what a session has, whichever process there is |
-//! | `running.rs` | the process as seen from here |
+//! | `running.rs`, `owed.rs` | the process as seen from here, and how much it may say |
 //! | `starter.rs` | starting it |
 //! | `watch.rs` | how long it has said nothing |
 //! | `mod.rs` | the keeper |
 
 mod book;
 mod child;
+mod owed;
 mod running;
 mod starter;
 mod watch;
@@ -45,10 +46,10 @@ use super::desk::ToWorker;
 use super::front::Threads;
 use super::{CompletionSink, Description, Provider, ProviderError, Session};
 use book::{Book, Outgoing};
-use running::Running;
+use running::{Heard, Running};
 use starter::Starter;
 use watch::{Kind, Watch};
-use wire::{Beside, FromChild, ToChild};
+use wire::ToChild;
 
 pub use child::{serve, serve_stdin};
 pub use running::Process;
@@ -187,7 +188,7 @@ impl Keeper {
                     Err(_) => return,
                 },
                 recv(heard) -> heard => match heard {
-                    Ok((frame, beside)) => self.hear(frame, beside),
+                    Ok(heard) => self.hear(heard),
                     Err(_) => self.ended("it ended"),
                 },
                 recv(self.starter.started()) -> started => match started {
@@ -265,15 +266,13 @@ impl Keeper {
         }
     }
 
-    fn hear(&mut self, frame: FromChild, beside: Beside) {
-        let FromChild::Done {
+    fn hear(&mut self, heard: Heard) {
+        let Heard {
             session,
             sequence,
             result,
-        } = frame
-        else {
-            return self.ended("it begins anew");
-        };
+            beside,
+        } = heard;
         if matches!(result, Err(ProviderError::DeviceLost(_))) {
             return self.gpu_lost();
         }

@@ -9,18 +9,25 @@ use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
+use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions};
 
+use super::owed::Owed;
 use super::wire::{self, Beside, FromChild, ToChild};
 use super::{ProcessError, START_TIMEOUT, Spawn};
-use crate::provider::Description;
+use crate::provider::{Description, ProviderError};
 
 /// How long a process may take to end once it is told to.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What the reader hears; the channel ends with the process.
-pub(super) type Heard = (FromChild, Beside);
+/// An answer, as the process gives it. The channel ends with the process, and where it says what nobody has asked.
+pub(super) struct Heard {
+    pub(super) session: u64,
+    pub(super) sequence: u64,
+    pub(super) result: Result<(), ProviderError>,
+    pub(super) beside: Beside,
+}
 
 /// A process, of ours or of another one, by its pidfd (pidfd_open(2)).
 #[derive(Debug)]
@@ -90,6 +97,7 @@ pub(super) struct Running {
     pub(super) process: Process,
     socket: UnixStream,
     pub(super) heard: Receiver<Heard>,
+    owed: Arc<Mutex<Owed>>,
     pub(super) description: Description,
     pub(super) reason: String,
     pub(super) generation: u64,
@@ -108,11 +116,13 @@ impl Running {
         socket.set_write_timeout(Some(patience))?;
         announce(&socket)?;
         let process = spawn(theirs.into())?;
-        match ready(&socket).and_then(|told| Ok((told, reader(&socket)?))) {
+        let owed = Arc::<Mutex<Owed>>::default();
+        match ready(&socket).and_then(|told| Ok((told, reader(&socket, &owed)?))) {
             Ok(((description, reason), heard)) => Ok(Self {
                 process,
                 socket,
                 heard,
+                owed,
                 description,
                 reason,
                 generation,
@@ -125,6 +135,12 @@ impl Running {
     }
 
     pub(super) fn send(&self, frame: &ToChild, files: &[Arc<std::fs::File>]) -> io::Result<()> {
+        // Before it can answer.
+        match frame {
+            ToChild::Open { .. } => {}
+            ToChild::Request { session, .. } => self.owed.lock().asked(*session),
+            ToChild::Close { session } => self.owed.lock().closed(*session),
+        }
         wire::send(&self.socket, frame, &wire::borrowed(files))
     }
 }
@@ -161,18 +177,20 @@ fn ready(socket: &UnixStream) -> Result<(Description, String), ProcessError> {
 }
 
 /// Starts the thread that reads; it ends with the socket.
-fn reader(socket: &UnixStream) -> io::Result<Receiver<Heard>> {
-    let socket = socket.try_clone()?;
+fn reader(socket: &UnixStream, owed: &Arc<Mutex<Owed>>) -> io::Result<Receiver<Heard>> {
+    let (socket, owed) = (socket.try_clone()?, Arc::clone(owed));
     let (sender, heard) = crossbeam_channel::unbounded();
     thread::Builder::new()
         .name("hb-keeper-reader".to_owned())
-        .spawn(move || read(&socket, &sender))?;
+        .spawn(move || read(&socket, &owed, &sender))?;
     Ok(heard)
 }
 
-fn read(socket: &UnixStream, to: &Sender<Heard>) {
+/// Reads until the process or the keeper is gone, or it talks nonsense. What it owes is the only bound of what is kept here: a full channel would
+/// have an honest process wait for the keeper, while the keeper waits for it to listen.
+fn read(socket: &UnixStream, owed: &Mutex<Owed>, to: &Sender<Heard>) {
     loop {
-        match wire::receive(socket) {
+        match next(socket, owed) {
             Ok(Some(heard)) => {
                 if to.send(heard).is_err() {
                     return;
@@ -186,3 +204,32 @@ fn read(socket: &UnixStream, to: &Sender<Heard>) {
         }
     }
 }
+
+/// The next answer that somebody may wait for; `None` at the end.
+fn next(socket: &UnixStream, owed: &Mutex<Owed>) -> io::Result<Option<Heard>> {
+    loop {
+        let Some((frame, beside)) = wire::receive(socket)? else {
+            return Ok(None);
+        };
+        let FromChild::Done {
+            session,
+            sequence,
+            result,
+        } = frame
+        else {
+            return Err(io::Error::other("it begins anew"));
+        };
+        let waits = owed.lock().answered(session);
+        if waits.map_err(|nonsense| io::Error::other(nonsense.0))? {
+            return Ok(Some(Heard {
+                session,
+                sequence,
+                result,
+                beside,
+            }));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
+use super::wire::FromChild;
 use super::*;
 use crate::provider::contract::{self, Guest};
 use crate::provider::{AttachmentId, Choice, FileId, Options, Piece, Placement, Request};
@@ -444,6 +445,33 @@ fn a_gpu_that_stays_lost_is_not_started_as_fast_as_guests_ask() {
     assert_eq!(turns.load(Ordering::SeqCst), 5);
     let pauses = LEAST_PAUSE * (2 + 4 + 8 + 16);
     assert!(begin.elapsed() >= pauses, "{:?}", begin.elapsed());
+}
+
+/// Answers of a session that never was: they are not taken from the socket once that is known.
+#[test]
+fn a_process_that_floods_is_replaced_and_nothing_of_it_is_kept() {
+    let said = Arc::<AtomicU32>::default();
+    let counted = Arc::clone(&said);
+    let provider = lying(move |socket| {
+        let text = "a".repeat(60_000);
+        let flood = FromChild::Done {
+            session: 99,
+            sequence: 1,
+            result: Err(ProviderError::Driver(text)),
+        };
+        while wire::send(socket, &flood, &[]).is_ok() {
+            counted.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    let mut guest = Guest::new(&provider, MIB);
+    let a = guest.attach(0, 4096);
+    ok_soon(&mut guest, || fill(a, 1));
+    assert_eq!(guest.read(0, 4), [1, 0, 0, 0]);
+    let said = said.load(Ordering::SeqCst);
+    assert!(
+        said < 100,
+        "{said} times 60 KB, of which a socket has a few"
+    );
 }
 
 #[test]

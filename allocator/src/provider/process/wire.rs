@@ -25,6 +25,28 @@ pub(super) const MAX_DESCRIPTORS: usize = 253;
 /// Longest frame in bytes: the most pieces that a memory may have, and more.
 const MAX_FRAME: usize = 4 << 20;
 
+/// Longest frame of the child, which may be anybody's by now. What it says is a number or two and an error's text.
+const MAX_ANSWER: usize = 64 << 10;
+
+/// A frame, and how much of it is taken from a stranger.
+pub(super) trait Frame: DeserializeOwned {
+    /// Most bytes.
+    const MOST_BYTES: usize;
+    /// Most descriptors beside it.
+    const MOST_FILES: usize;
+}
+
+impl Frame for ToChild {
+    const MOST_BYTES: usize = MAX_FRAME;
+    const MOST_FILES: usize = MAX_DESCRIPTORS;
+}
+
+impl Frame for FromChild {
+    const MOST_BYTES: usize = MAX_ANSWER;
+    /// What `Export` brings.
+    const MOST_FILES: usize = 1;
+}
+
 /// What the daemon sends.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum ToChild {
@@ -110,14 +132,14 @@ pub(super) fn send(
 }
 
 /// The next frame, with its descriptors; `None` where the other end is closed.
-pub(super) fn receive<T: DeserializeOwned>(socket: &UnixStream) -> io::Result<Option<(T, Beside)>> {
+pub(super) fn receive<T: Frame>(socket: &UnixStream) -> io::Result<Option<(T, Beside)>> {
     let mut length = [0; 4];
     let mut beside = Beside::default();
-    if receive_first(socket, &mut length, &mut beside)? == 0 {
+    if receive_first(socket, &mut length, &mut beside, T::MOST_FILES)? == 0 {
         return Ok(None);
     }
     let length = usize::try_from(u32::from_le_bytes(length)).map_err(io::Error::other)?;
-    if length > MAX_FRAME {
+    if length > T::MOST_BYTES {
         return Err(io::Error::other(format!("a frame of {length} bytes")));
     }
     let mut body = vec![0; length];
@@ -127,7 +149,12 @@ pub(super) fn receive<T: DeserializeOwned>(socket: &UnixStream) -> io::Result<Op
 }
 
 /// The length of a frame, and the descriptors that come with it.
-fn receive_first(socket: &UnixStream, to: &mut [u8; 4], beside: &mut Beside) -> io::Result<usize> {
+fn receive_first(
+    socket: &UnixStream,
+    to: &mut [u8; 4],
+    beside: &mut Beside,
+    most: usize,
+) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut done = 0;
     while done < to.len() {
@@ -148,6 +175,9 @@ fn receive_first(socket: &UnixStream, to: &mut [u8; 4], beside: &mut Beside) -> 
             if let RecvAncillaryMessage::ScmRights(files) = message {
                 beside.files.extend(files);
             }
+        }
+        if beside.files.len() > most {
+            return Err(io::Error::other("a frame with too many descriptors"));
         }
         match got {
             0 if done == 0 => return Ok(0),

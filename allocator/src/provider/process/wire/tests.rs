@@ -5,6 +5,16 @@ use std::time::Duration;
 
 use super::*;
 
+impl Frame for String {
+    const MOST_BYTES: usize = MAX_FRAME;
+    const MOST_FILES: usize = MAX_DESCRIPTORS;
+}
+
+impl Frame for usize {
+    const MOST_BYTES: usize = MAX_FRAME;
+    const MOST_FILES: usize = MAX_DESCRIPTORS;
+}
+
 static INTERRUPTED: AtomicUsize = AtomicUsize::new(0);
 
 extern "C" fn count(_: libc::c_int) {
