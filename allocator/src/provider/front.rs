@@ -4,7 +4,7 @@
 //! flight.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::Sender;
@@ -21,11 +21,23 @@ pub(super) struct Threads {
     /// Whoever joins it knows that all other threads have ended as well.
     worker: Option<JoinHandle<()>>,
     next_session: AtomicU64,
+    /// Set in `drop`: a worker that waits for something else than messages looks here.
+    is_over: Arc<AtomicBool>,
 }
 
 impl Threads {
     pub(super) fn new(sender: Sender<ToWorker>, worker: JoinHandle<()>) -> Arc<Self> {
+        Self::with_end(sender, worker, Arc::default())
+    }
+
+    /// The same; `is_over` is set when the last of them goes.
+    pub(super) fn with_end(
+        sender: Sender<ToWorker>,
+        worker: JoinHandle<()>,
+        is_over: Arc<AtomicBool>,
+    ) -> Arc<Self> {
         Arc::new(Self {
+            is_over,
             sender: Some(sender),
             worker: Some(worker),
             next_session: AtomicU64::new(0),
@@ -56,6 +68,7 @@ impl Threads {
 
 impl Drop for Threads {
     fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
         self.sender = None;
         if let Some(worker) = self.worker.take()
             && worker.join().is_err()

@@ -36,6 +36,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -103,6 +104,7 @@ impl ProcessProvider {
         let running = Running::start(&spawn, 1, job_time, |_| Ok(()))?;
         let (description, reason) = (running.description.clone(), running.reason.clone());
         let (sender, inbox) = crossbeam_channel::unbounded();
+        let is_over = Arc::<AtomicBool>::default();
         let keeper = Keeper {
             starter: Starter::new(spawn, job_time)?,
             description: description.clone(),
@@ -115,6 +117,7 @@ impl ProcessProvider {
             gpu_was_lost: false,
             job_time,
             watch: Watch::new(),
+            is_over: Arc::clone(&is_over),
         };
         let thread = thread::Builder::new()
             .name("hb-keeper".to_owned())
@@ -122,7 +125,7 @@ impl ProcessProvider {
         Ok(Self {
             description,
             reason,
-            threads: Threads::new(sender, thread),
+            threads: Threads::with_end(sender, thread, is_over),
         })
     }
 
@@ -168,6 +171,8 @@ struct Keeper {
     gpu_was_lost: bool,
     job_time: Duration,
     watch: Watch,
+    /// The provider and its sessions are gone.
+    is_over: Arc<AtomicBool>,
 }
 
 impl Keeper {
@@ -309,12 +314,14 @@ impl Keeper {
 
     /// The process has ended, or is ended now.
     fn ended(&mut self, why: &str) {
-        let Some(running) = self.running.take() else {
+        let Some(mut running) = self.running.take() else {
             return;
         };
         log::error!("the process with the GPU driver is started again: {why}");
         // Before anybody is told: until then the driver may reach memory.
-        running.process.end(Duration::ZERO);
+        if !running.kill(|| self.is_over.load(Ordering::Relaxed)) {
+            return;
+        }
         drop(running);
         self.watch = Watch::new();
         for book in self.sessions.values_mut() {

@@ -21,6 +21,9 @@ use crate::provider::{Description, ProviderError};
 /// How long a process may take to end once it is told to.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long a process may take to die once it is killed: longer only where its driver hangs in the kernel.
+const KILL_TIMEOUT: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
+
 /// An answer, as the process gives it. The channel ends with the process, and where it says what nobody has asked.
 pub(super) struct Heard {
     pub(super) session: u64,
@@ -51,15 +54,28 @@ impl Process {
         true
     }
 
-    /// Lets it end by itself for `patience`, then kills it, and logs that it was so patient. It has ended when this returns.
-    pub fn end(&self, patience: Duration) {
-        if !self.ends_within(patience) {
-            if !patience.is_zero() {
-                log::warn!("a process did not end within {patience:?} and was killed");
-            }
-            let _ = rustix::process::pidfd_send_signal(&self.0, Signal::KILL);
-            self.ends_within(Duration::MAX);
+    /// Lets it end by itself for `patience`, then kills it, and logs that it was so patient. Whether it has ended when this returns: one that
+    /// hangs in the kernel dies when it comes back from there, which nobody can hasten, and is not waited for.
+    pub fn end(&self, patience: Duration) -> bool {
+        if self.ends_within(patience) {
+            return true;
         }
+        if !patience.is_zero() {
+            log::warn!("a process did not end within {patience:?} and was killed");
+        }
+        let _ = rustix::process::pidfd_send_signal(&self.0, Signal::KILL);
+        self.dies()
+    }
+
+    /// Whether it dies soon, now that it is killed.
+    fn dies(&self) -> bool {
+        let is_dead = self.ends_within(KILL_TIMEOUT);
+        if !is_dead {
+            log::error!(
+                "the process with the GPU driver was killed and its driver hangs in the kernel; GPU work waits for it"
+            );
+        }
+        is_dead
     }
 }
 
@@ -94,7 +110,9 @@ impl TryFrom<Child> for Process {
 
 /// A process that serves.
 pub(super) struct Running {
-    pub(super) process: Process,
+    process: Process,
+    /// How long it may take to end.
+    patience: Duration,
     socket: UnixStream,
     pub(super) heard: Receiver<Heard>,
     owed: Arc<Mutex<Owed>>,
@@ -120,6 +138,7 @@ impl Running {
         match ready(&socket).and_then(|told| Ok((told, reader(&socket, &owed)?))) {
             Ok(((description, reason), heard)) => Ok(Self {
                 process,
+                patience: END_TIMEOUT,
                 socket,
                 heard,
                 owed,
@@ -132,6 +151,17 @@ impl Running {
                 Err(error)
             }
         }
+    }
+
+    /// Kills it, and returns when it is dead: whether it is, or `is_over` came first.
+    pub(super) fn kill(&mut self, is_over: impl Fn() -> bool) -> bool {
+        // What is killed already is not let end by itself.
+        self.patience = Duration::ZERO;
+        let mut is_dead = self.process.end(Duration::ZERO);
+        while !is_dead && !is_over() {
+            is_dead = self.process.dies();
+        }
+        is_dead
     }
 
     pub(super) fn send(&self, frame: &ToChild, files: &[Arc<std::fs::File>]) -> io::Result<()> {
@@ -149,7 +179,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         // It hears the end of its socket, and so does our reader.
         let _ = self.socket.shutdown(std::net::Shutdown::Both);
-        self.process.end(END_TIMEOUT);
+        self.process.end(self.patience);
     }
 }
 

@@ -605,6 +605,85 @@ fn descriptors_that_did_not_come_fail_their_request_alone() {
     child.join().unwrap().unwrap();
 }
 
+/// A first process that talks nonsense when it is to fill, and is as one that nothing kills: it lives until the pipe is closed. Then honest ones.
+fn undying() -> (ProcessProvider, OwnedFd) {
+    let _ = env_logger::builder().is_test(true).try_init();
+    let (process, life) = rustix::pipe::pipe().unwrap();
+    let process = Mutex::new(Some(process));
+    let spawn = move |socket: OwnedFd| {
+        let Some(process) = process.lock().take() else {
+            let child = command(Choice::System).stdin(Stdio::from(socket)).spawn()?;
+            return child.try_into();
+        };
+        let (ours, theirs) = UnixStream::pair()?;
+        let honest = move || serve(theirs, Choice::System, &Options::default());
+        thread::spawn(honest);
+        thread::spawn(move || relay_until_fill(&UnixStream::from(socket), &ours));
+        Ok(Process::from(process))
+    };
+    let provider = ProcessProvider::new(Box::new(spawn), JOB_TIME).unwrap();
+    (provider, life)
+}
+
+/// Passes on what both say, a request and its answer at a time; nonsense in place of the first FILL.
+fn relay_until_fill(keeper: &UnixStream, honest: &UnixStream) {
+    let (ready, _) = wire::receive::<FromChild>(honest).unwrap().unwrap();
+    wire::send(keeper, &ready, &[]).unwrap();
+    while let Ok(Some((frame, beside))) = wire::receive::<ToChild>(keeper) {
+        let is_request = matches!(frame, ToChild::Request { .. });
+        if let ToChild::Request {
+            request: Request::Fill { .. },
+            ..
+        } = frame
+        {
+            // Nobody may be there to hear it any more.
+            let _ = wire::send(keeper, &FromChild::Failed("late".to_owned()), &[]);
+            return;
+        }
+        let files: Vec<_> = beside.files.iter().map(AsFd::as_fd).collect();
+        wire::send(honest, &frame, &files).unwrap();
+        if is_request {
+            let (done, _) = wire::receive::<FromChild>(honest).unwrap().unwrap();
+            wire::send(keeper, &done, &[]).unwrap();
+        }
+    }
+}
+
+/// Until then its driver may write to what was to be filled.
+#[test]
+fn nothing_is_answered_before_a_process_is_dead() {
+    let (provider, life) = undying();
+    let mut guest = Guest::new(&provider, MIB);
+    let a = guest.attach(0, 4096);
+    guest.submit(fill(a, 1));
+    guest.submit(Request::Release { attachment: a });
+    thread::sleep(Duration::from_millis(2500));
+    assert_eq!(guest.answered(), 0);
+    drop(life);
+    let lost = guest.next().result.map(drop);
+    assert!(is_lost(&lost), "{lost:?}");
+    assert_eq!(guest.next().result, Ok(None));
+    let b = guest.attach(0, 4096);
+    ok_soon(&mut guest, || fill(b, 2));
+    assert_eq!(guest.read(0, 4), [2, 0, 0, 0]);
+}
+
+#[test]
+fn the_end_does_not_wait_for_a_process_that_cannot_be_killed() {
+    let (provider, _life) = undying();
+    let mut guest = Guest::new(&provider, MIB);
+    let a = guest.attach(0, 4096);
+    guest.submit(fill(a, 1));
+    // It is waited for by now.
+    thread::sleep(Duration::from_millis(500));
+    let (ended, end) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        drop((guest, provider));
+        ended.send(()).unwrap();
+    });
+    assert_eq!(end.recv_timeout(Duration::from_secs(30)), Ok(()));
+}
+
 #[test]
 fn pieces_of_too_many_files_are_refused() {
     let pieces = (0..=wire::MAX_DESCRIPTORS).map(|_| piece());
