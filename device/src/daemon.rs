@@ -213,8 +213,7 @@ fn outside(flags: &Serve, exports: &Arc<Exports>) -> Outside {
         Err(why) => {
             if wanted {
                 log::warn!(
-                    "guests cannot export memory to host processes, only import theirs: {why}; load the kernel module udmabuf \
-                     (modprobe udmabuf), and give this user access to the device"
+                    "guests cannot export memory to host processes, only import theirs: {why}"
                 );
             }
             None

@@ -5,6 +5,7 @@
 
 use std::ffi::c_void;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use rustix::io::Errno;
@@ -29,13 +30,13 @@ pub(crate) struct Udmabuf {
 }
 
 impl Udmabuf {
-    /// Opens the device; a line that says why not.
+    /// Opens the device; a line that says why not, and what helps.
     pub(crate) fn open() -> Result<Self, String> {
         let device = File::options()
             .read(true)
             .write(true)
             .open(PATH)
-            .map_err(|error| format!("{PATH}: {error}"))?;
+            .map_err(|error| format!("{PATH}: {error}{}", remedy(error.kind())))?;
         let megabytes = std::fs::read_to_string("/sys/module/udmabuf/parameters/size_limit_mb")
             .ok()
             .and_then(|text| text.trim().parse().ok())
@@ -72,6 +73,15 @@ impl Udmabuf {
     }
 }
 
+/// What who runs the host can do about it.
+fn remedy(error: ErrorKind) -> &'static str {
+    match error {
+        ErrorKind::NotFound => "; load the kernel module: modprobe udmabuf",
+        ErrorKind::PermissionDenied => "; give this user access to it",
+        _ => "",
+    }
+}
+
 /// `struct udmabuf_create_list`: flags and count.
 const HEADER_BYTES: usize = 8;
 /// `struct udmabuf_create_item`: memfd, padding, offset, size.
@@ -105,6 +115,25 @@ unsafe impl Ioctl for CreateList {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_lacks_it_is_told_what_to_do() {
+        for (error, told) in [
+            (rustix::io::Errno::NOENT, "modprobe udmabuf"),
+            (rustix::io::Errno::ACCESS, "give this user access"),
+        ] {
+            let kind = std::io::Error::from(error).kind();
+            assert!(remedy(kind).contains(told), "{error}");
+        }
+        if !std::path::Path::new(PATH).exists() {
+            let why = Udmabuf::open().unwrap_err();
+            assert!(why.starts_with(PATH), "{why}");
+            assert!(
+                why.ends_with("; load the kernel module: modprobe udmabuf"),
+                "{why}"
+            );
+        }
+    }
 
     /// The device is missing on most test machines: at least the number is the header's.
     #[test]

@@ -70,6 +70,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Makes a process that calls [`serve_stdin`], with this socket as its standard input.
 pub type Spawn = Box<dyn Fn(OwnedFd) -> io::Result<Process> + Send>;
 
+/// What helps where the process itself could not say why.
+const ITS_OWN_WORDS: &str = "the lines above are its own; `hostblobd info --sandbox off` shows whether the sandbox is in its way; `--provider system` \
+                             needs no driver";
+
 /// Why there is no such provider.
 #[derive(Debug, Error)]
 pub enum ProcessError {
@@ -80,10 +84,12 @@ pub enum ProcessError {
     #[error("{0}")]
     Refused(String),
     /// It ended, or talked nonsense.
-    #[error("the process with the GPU driver ended before it served")]
+    #[error("the process with the GPU driver ended before it served: {ITS_OWN_WORDS}")]
     Ended,
     /// It said nothing.
-    #[error("the process with the GPU driver did not serve within {START_TIMEOUT:?}")]
+    #[error(
+        "the process with the GPU driver did not serve within {START_TIMEOUT:?}: {ITS_OWN_WORDS}"
+    )]
     Timeout,
 }
 

@@ -120,6 +120,13 @@ fn it_says_why_it_does_not_serve() {
     };
     let error = ProcessProvider::new(Box::new(ends), JOB_TIME).unwrap_err();
     assert!(matches!(error, ProcessError::Ended), "{error}");
+    for error in [error, ProcessError::Timeout] {
+        let text = error.to_string();
+        for remedy in ["hostblobd info --sandbox off", "--provider system"] {
+            assert!(text.contains(remedy), "{text}");
+        }
+        assert!(!text.contains("  "), "{text}");
+    }
 }
 
 fn fill(attachment: AttachmentId, value: u32) -> Request {

@@ -73,14 +73,20 @@ impl VulkanProvider {
         let counter = Arc::clone(instance.counter());
         let mut tried = Vec::new();
         for candidate in choose(&instance, options.device.as_ref())? {
+            let DeviceFacts { name, class, .. } = &candidate.facts;
             match Engine::new(&candidate, options.memory_limit) {
-                Ok(engine) => return engine.start(counter),
+                Ok(engine) => {
+                    let warnings = tried.iter().filter_map(|it| not_as_good(it, name, *class));
+                    warnings.for_each(|warning| log::warn!("{warning}"));
+                    return engine.start(counter);
+                }
                 Err(error) => {
-                    log::info!("{}: {error}", candidate.facts.name);
-                    tried.push(error);
+                    log::info!("{name}: {error}");
+                    tried.push((name.clone(), *class, error));
                 }
             }
         }
+        let mut tried: Vec<VulkanError> = tried.into_iter().map(|(.., error)| error).collect();
         let only = tried.len() == 1;
         match tried.pop() {
             None => Err(VulkanError::NoDevice),
@@ -130,6 +136,17 @@ impl Provider for VulkanProvider {
     fn connect(&self, sink: CompletionSink) -> Box<dyn Session> {
         self.threads.connect(sink)
     }
+}
+
+/// What the operator hears where a device of a better class is not the one that is taken: guests are slower than that host could make them.
+fn not_as_good(
+    (better, their_class, error): &(String, DeviceClass, VulkanError),
+    taken: &str,
+    class: DeviceClass,
+) -> Option<String> {
+    (*their_class < class).then(|| {
+        format!("{better} ({their_class}) does not serve, and {taken} ({class}) does: {error}")
+    })
 }
 
 /// The devices to try, best first; the one that was asked for.

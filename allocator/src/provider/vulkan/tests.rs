@@ -39,6 +39,19 @@ fn vulkan_keeps_the_contract() {
 }
 
 #[test]
+fn a_device_that_is_passed_over_for_a_worse_one_is_told_of() {
+    let card = (
+        "a card".to_owned(),
+        DeviceClass::Discrete,
+        VulkanError::NoDevice,
+    );
+    let told = not_as_good(&card, "a processor", DeviceClass::Cpu).unwrap();
+    let expected = "a card (discrete) does not serve, and a processor (cpu) does: no Vulkan device";
+    assert!(told.starts_with(expected), "{told}");
+    assert_eq!(not_as_good(&card, "another", DeviceClass::Discrete), None);
+}
+
+#[test]
 fn the_probe_says_what_is_offered() {
     let provider = validated();
     let probe = provider.probe();
