@@ -56,9 +56,9 @@ impl fmt::Display for Inventory {
             Err(why) => writeln!(f, "udmabuf: not usable: {why}")?,
         }
         match &self.gl {
-            Ok(devices) => (0..)
-                .zip(devices)
-                .try_for_each(|(index, device)| writeln!(f, "OpenGL device {index}: {device}"))?,
+            Ok(devices) => devices
+                .iter()
+                .try_for_each(|device| writeln!(f, "{device}"))?,
             Err(why) => writeln!(f, "OpenGL: {why}")?,
         }
         match &self.vulkan {

@@ -250,26 +250,22 @@ impl Engine {
 fn choose(options: &Options, counter: &Arc<MessageCounter>) -> Result<Engine, GlError> {
     let egl = egl::load()?;
     let displays = egl::displays(egl)?;
-    let open = |display| {
+    let open = |display: &Display| {
         let (validation, limit) = (options.validation, options.memory_limit);
         Engine::new(egl, display, validation, limit, counter)
     };
     if let ([only], None) = (displays.as_slice(), &options.device) {
         return open(only);
     }
-    let mut seen = Vec::new();
-    let mut last = None;
-    for (index, display) in displays.iter().enumerate() {
-        match open(display) {
-            Ok(engine) => seen.push((index, engine.facts().clone(), rank(&engine))),
-            Err(error) => last = Some(error),
-        }
-    }
+    let (seen, last) = numbered(&displays, |display| {
+        let engine = open(display)?;
+        Ok((engine.facts().clone(), rank(&engine)))
+    });
     let chosen = match &options.device {
-        None => seen.iter().min_by_key(|(_, _, rank)| *rank),
+        None => seen.iter().min_by_key(|(_, (_, rank))| *rank),
         Some(wanted) => seen
             .iter()
-            .find(|(index, facts, _)| is_wanted(wanted, *index, &facts.renderer)),
+            .find(|(index, (facts, _))| is_wanted(wanted, *index, &facts.renderer)),
     };
     match (chosen.and_then(|(index, ..)| displays.get(*index)), last) {
         (Some(display), _) => open(display),
@@ -278,11 +274,28 @@ fn choose(options: &Options, counter: &Arc<MessageCounter>) -> Result<Engine, Gl
             wanted: options.device.clone().unwrap_or(DeviceSelector::Index(0)),
             present: seen
                 .iter()
-                .map(|(index, facts, _)| format!("{index} {:?}", facts.renderer))
+                .map(|(index, (facts, _))| format!("{index} {:?}", facts.renderer))
                 .collect::<Vec<_>>()
                 .join(", "),
         }),
     }
+}
+
+/// What each display says, with its number, and why the last one of the others does not work. Those have numbers too: `--device` takes the same
+/// number before and after a driver has failed, and the inventory shows it.
+fn numbered<D, T, E>(
+    displays: &[D],
+    mut look: impl FnMut(&D) -> Result<T, E>,
+) -> (Vec<(usize, T)>, Option<E>) {
+    let mut seen = Vec::new();
+    let mut last = None;
+    for (index, display) in displays.iter().enumerate() {
+        match look(display) {
+            Ok(found) => seen.push((index, found)),
+            Err(error) => last = Some(error),
+        }
+    }
+    (seen, last)
 }
 
 /// The lower, the better: window memory counts more than speed, for without it there is little to offer.

@@ -6,12 +6,14 @@ use std::thread;
 
 use super::context::MessageCounter;
 use super::facts::GlFacts;
-use super::{Engine, egl};
+use super::{Engine, GlError, egl, numbered};
 use crate::provider::trial::ProbeOutcome;
 
 /// An OpenGL device: what it says, and what it was found to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GlReport {
+    /// Its number, for `--device`.
+    pub index: usize,
     /// What it says of itself.
     pub facts: GlFacts,
     /// What came of pinning window memory.
@@ -22,7 +24,7 @@ pub struct GlReport {
 
 impl fmt::Display for GlReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}", self.facts)?;
+        writeln!(f, "OpenGL device {}: {}", self.index, self.facts)?;
         writeln!(f, "  window memory by pinned memory: {}", self.pinned)?;
         write!(
             f,
@@ -48,21 +50,27 @@ fn look() -> Result<Vec<GlReport>, String> {
     let egl = egl::load().map_err(|error| error.to_string())?;
     let displays = egl::displays(egl).map_err(|error| error.to_string())?;
     let counter = Arc::new(MessageCounter::default());
-    let mut reports = Vec::new();
-    let mut last = None;
-    for display in displays {
-        match Engine::new(egl, &display, false, None, &counter) {
-            Ok(engine) => reports.push(GlReport {
-                facts: engine.facts().clone(),
-                pinned: engine.pinned.clone(),
-                persistent: engine.persistent.clone(),
-            }),
-            Err(error) => last = Some(error.to_string()),
-        }
-    }
+    let (seen, last) = numbered(&displays, |display| {
+        let engine = Engine::new(egl, display, false, None, &counter)?;
+        Ok::<_, GlError>((
+            engine.facts().clone(),
+            engine.pinned.clone(),
+            engine.persistent.clone(),
+        ))
+    });
     match last {
-        Some(error) if reports.is_empty() => Err(error),
-        _ => Ok(reports),
+        Some(error) if seen.is_empty() => Err(error.to_string()),
+        _ => Ok(seen.into_iter().map(report).collect()),
+    }
+}
+
+fn report((index, it): (usize, (GlFacts, ProbeOutcome, ProbeOutcome))) -> GlReport {
+    let (facts, pinned, persistent) = it;
+    GlReport {
+        index,
+        facts,
+        pinned,
+        persistent,
     }
 }
 
@@ -70,6 +78,25 @@ fn look() -> Result<Vec<GlReport>, String> {
 mod tests {
     use super::super::tests::INSTALL;
     use super::*;
+
+    /// Nobody asks for a display by its place among those that work.
+    #[test]
+    fn a_display_keeps_its_number_where_one_before_it_does_not_work() {
+        let outcome = || ProbeOutcome::NotOffered("for a test".to_owned());
+        let facts = survey().expect(INSTALL).swap_remove(0).facts;
+        let (seen, last) = numbered(&[0, 1, 2], |display| match display {
+            1 => Err("it does not work"),
+            _ => Ok((facts.clone(), outcome(), outcome())),
+        });
+        assert_eq!(last, Some("it does not work"));
+        let reports: Vec<GlReport> = seen.into_iter().map(report).collect();
+        let texts = reports.iter().map(ToString::to_string);
+        for (text, number) in texts.zip([0, 2]) {
+            let expected = format!("OpenGL device {number}: {facts}\n");
+            assert!(text.starts_with(&expected), "{text}");
+        }
+        assert_eq!(reports.len(), 2);
+    }
 
     /// The test machine has libegl1 and libgl1-mesa-dri: llvmpipe at least.
     #[test]
