@@ -189,6 +189,8 @@ impl Gpu {
         pages: &dyn GuestPages,
     ) -> Result<(), Fault> {
         self.check_free(spec.resource_id)?;
+        self.backings
+            .check_room(entries.as_deref().unwrap_or_default())?;
         let pieces = entries.as_ref();
         let pieces = pieces.map(|entries| backing::pieces(entries, pages));
         let pieces = pieces.transpose()?;
@@ -215,6 +217,7 @@ impl Gpu {
         if self.images.has(resource) {
             return self.images.attach_backing(resource, entries, pages);
         }
+        self.backings.check_room(&entries)?;
         let pieces = backing::pieces(&entries, pages)?;
         match self.renderer_of_resource(resource) {
             Some(theirs) => theirs.attach_backing(resource, &pieces)?,
@@ -311,7 +314,7 @@ impl Gpu {
         let Some(theirs) = &mut self.renderer else {
             return;
         };
-        for (&resource, entries) in &self.backings.0 {
+        for (resource, entries) in self.backings.iter() {
             if theirs.owns(resource) {
                 let pieces = backing::pieces(entries, pages).ok();
                 theirs.pages_changed(resource, pieces.as_deref());

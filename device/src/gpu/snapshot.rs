@@ -10,11 +10,9 @@ use hostblob_allocator::snapshot::{
     RestoreError as GuestRestoreError, SaveError as GuestSaveError,
 };
 use hostblob_capset::WindowMode;
-use hostblob_protocol::virtio_gpu::MemEntry;
 use thiserror::Error;
 
 use super::Gpu;
-use super::backing::MAX_ENTRIES;
 use super::renderers::Renderer;
 
 /// What a device's stream begins with.
@@ -25,9 +23,6 @@ const PAGES: u32 = 2;
 
 /// Entries in one section.
 const BATCH: usize = 65536;
-
-/// Most entries of all resources: bounds what is kept of a snapshot. As many pages are 64 GiB.
-const MAX_ALL_ENTRIES: usize = 1 << 24;
 
 /// Why a device cannot be saved now. It is as before.
 #[derive(Debug, Error)]
@@ -44,11 +39,6 @@ pub enum SaveError {
     /// Rutabaga's contexts are connections to other processes, and 2D resources are seen by others.
     #[error("the guest has {0}, which no snapshot holds")]
     Elsewhere(&'static str),
-    /// The guest has given more addresses than a snapshot holds.
-    #[error(
-        "the guest's blobs are in {0} pieces of its memory, at most {MAX_ALL_ENTRIES} can be saved"
-    )]
-    TooManyEntries(usize),
     /// The transport's connection is ending, or goes on otherwise.
     #[error("the connection is ending")]
     Ending,
@@ -107,15 +97,11 @@ impl Gpu {
         if !self.images.is_empty() {
             return Err(SaveError::Elsewhere("2D resources"));
         }
-        let entries = self.backings.0.values().map(Vec::len).sum();
-        if entries > MAX_ALL_ENTRIES {
-            return Err(SaveError::TooManyEntries(entries));
-        }
         let mut writer = Writer::new(sink, MAGIC)?;
         let device = Payload::new().put(self.capset_id.to_le_bytes());
         writer.section(DEVICE, device.bytes())?;
-        let mut resources: Vec<_> = self.backings.0.iter().collect();
-        resources.sort_unstable_by_key(|(resource, _)| **resource);
+        let mut resources: Vec<_> = self.backings.iter().collect();
+        resources.sort_unstable_by_key(|(resource, _)| *resource);
         for (resource, entries) in resources {
             for entries in entries.chunks(BATCH) {
                 let mut pages = Payload::new().put(resource.to_le_bytes());
@@ -150,7 +136,6 @@ impl Gpu {
     fn restore_from(&mut self, source: &mut dyn Read) -> Result<(), RestoreError> {
         let mut reader = Reader::new(source, MAGIC)?;
         let mut known = false;
-        let mut all = 0_usize;
         while let Some((kind, payload)) = reader.next_section()? {
             match kind {
                 DEVICE if !known => {
@@ -166,19 +151,13 @@ impl Gpu {
                 PAGES if known => {
                     let mut fields = Fields::new("pages", payload);
                     let resource = fields.u32()?;
-                    let entries = self.backings.0.entry(resource).or_default();
                     while !fields.is_empty() {
-                        entries.push(MemEntry {
-                            addr: fields.u64()?.into(),
-                            length: fields.u32()?.into(),
-                            padding: 0.into(),
-                        });
-                        all += 1;
-                    }
-                    if entries.len() > MAX_ENTRIES || all > MAX_ALL_ENTRIES {
-                        return Err(inconsistent(
-                            "more pieces of guest memory than a guest can name",
-                        ));
+                        let (addr, length) = (fields.u64()?, fields.u32()?);
+                        let kept = self.backings.append(resource, addr, length);
+                        let too_many = |_| {
+                            inconsistent("more pieces of guest memory than a guest can name")
+                        };
+                        kept.map_err(too_many)?;
                     }
                 }
                 _ => return Err(reader.unexpected(kind).into()),
@@ -188,8 +167,8 @@ impl Gpu {
             return Err(inconsistent("there is no device in it"));
         }
         self.guest.restore(source)?;
-        let mut resources = self.backings.0.keys();
-        if !resources.all(|resource| self.guest.has_resource(*resource)) {
+        let mut resources = self.backings.iter();
+        if !resources.all(|(resource, _)| self.guest.has_resource(resource)) {
             return Err(inconsistent("pages of a resource that is not there"));
         }
         Ok(())

@@ -16,6 +16,7 @@ use hostblob_protocol::virtio_gpu::{
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
 use super::*;
+use crate::gpu::backing::{Backings, MAX_KEPT};
 
 const MEMORY: u64 = 64 * PAGE;
 const RING: u32 = 100;
@@ -326,6 +327,119 @@ fn nonsense_is_refused_and_changes_nothing() {
     assert_eq!(machine.name(RING + 1, 9), Status::InvalidArgument);
     machine.ok(cmd::CTX_DETACH_RESOURCE, 1, &only(1));
     assert_eq!(machine.name(1, 9), Status::InvalidArgument);
+}
+
+/// Entries cost the guest nothing: it may name the same pages for each of its blobs, and in a way that makes few pieces of many entries. Here the
+/// VMM shows the same file twice, and every other page is named where it is shown first.
+#[test]
+fn what_is_kept_of_a_guests_pages_is_bounded() {
+    const PAGES: u64 = 256;
+    const SECOND: u64 = 1 << 30;
+    let mut machine = Machine::new();
+    let file = Arc::new(machine.file.try_clone().unwrap());
+    file.set_len(PAGES * PAGE).unwrap();
+    let range = |at| {
+        let file = FileOffset::from_arc(Arc::clone(&file), 0);
+        (GuestAddress(at), (PAGES * PAGE) as usize, Some(file))
+    };
+    machine.memory =
+        GuestMemoryMmap::from_ranges_with_files([range(0x10_0000), range(SECOND)]).unwrap();
+    let scattered: Vec<u64> = (0..PAGES)
+        .map(|page| page + page % 2 * ((SECOND - 0x10_0000) / PAGE))
+        .collect();
+    let blobs = u32::try_from(MAX_KEPT / scattered.len()).unwrap();
+    for resource in 1000..1000 + blobs {
+        let body = guest_blob(resource, blob_mem::GUEST, &scattered);
+        machine.ok(cmd::RESOURCE_CREATE_BLOB, 0, body.as_slice());
+    }
+    let kept = |machine: &Machine| machine.gpu.backings.kept();
+    assert_eq!(kept(&machine), 65_536);
+    let full = resp::ERR_OUT_OF_MEMORY;
+    let one_more = guest_blob(1, blob_mem::GUEST, &[0]);
+    machine.refused(cmd::RESOURCE_CREATE_BLOB, one_more.as_slice(), full);
+    let empty = ResourceCreateBlob {
+        nr_entries: 0.into(),
+        blob_mem: blob_mem::GUEST.into(),
+        ..blob(1, 0, 1)
+    };
+    machine.ok(cmd::RESOURCE_CREATE_BLOB, 0, &empty);
+    let attach_one = attach(1, &[0]);
+    machine.refused(cmd::RESOURCE_ATTACH_BACKING, attach_one.as_slice(), full);
+    // It can be had again when something is given up: by UNREF, DETACH_BACKING, and a reset.
+    machine.ok(cmd::RESOURCE_UNREF, 0, &only(1000));
+    machine.ok(cmd::RESOURCE_DETACH_BACKING, 0, &only(1001));
+    assert_eq!(kept(&machine), 65_536 - 2 * 256);
+    machine.ok(cmd::RESOURCE_ATTACH_BACKING, 0, attach_one.as_slice());
+    assert_eq!(kept(&machine), 65_536 - 2 * 256 + 1);
+    machine.gpu.reset();
+    assert_eq!(kept(&machine), 0);
+}
+
+/// 262,140 entries of nothing beside one page, and a page in entries of 16 bytes: neither is kept as it came.
+#[test]
+fn one_page_is_kept_as_one_entry_however_it_is_named() {
+    let mut machine = Machine::new();
+    let create = |ranges: &[(u64, u32)]| {
+        let asked = ResourceCreateBlob {
+            blob_mem: blob_mem::GUEST.into(),
+            nr_entries: u32::try_from(ranges.len()).unwrap().into(),
+            ..blob(1, 0, 1)
+        };
+        let mut bytes = asked.as_bytes().to_vec();
+        for (at, length) in ranges {
+            let entry = MemEntry {
+                addr: (0x10_0000 + at).into(),
+                length: (*length).into(),
+                padding: 0.into(),
+            };
+            bytes.extend(entry.as_bytes());
+        }
+        bytes
+    };
+    let mut hollow = vec![(0, 0); 262_139];
+    hollow.push((0, 4096));
+    let (kind, invalid) = (cmd::RESOURCE_CREATE_BLOB, resp::ERR_INVALID_PARAMETER);
+    machine.refused(kind, create(&hollow).as_slice(), invalid);
+    assert_eq!(machine.gpu.backings.kept(), 0);
+    let crumbs: Vec<_> = (0..256).map(|n| (5 * PAGE + 16 * n, 16)).collect();
+    machine.ok(kind, 0, create(&crumbs).as_slice());
+    machine.ok(cmd::CTX_ATTACH_RESOURCE, 1, &only(1));
+    assert_eq!(machine.gpu.backings.kept(), 1);
+    assert_eq!(machine.name(1, 50), Status::Ok);
+    assert_eq!(machine.fill(50, 0, PAGE, 7), Status::Ok);
+    assert_eq!([4, 5, 6].map(|page| machine.word(page)), [0, 7, 0]);
+}
+
+/// A snapshot of a host that kept entries as they came.
+#[test]
+fn entries_of_an_earlier_host_are_read_and_joined() {
+    let mut machine = Machine::new();
+    machine.guest_blob(1, &[9, 3, 4]);
+    assert_eq!(machine.name(1, 50), Status::Ok);
+    let mut saved = Vec::new();
+    machine.gpu.save(&mut saved).unwrap();
+    let mut other = Machine::new();
+    other.gpu.reset();
+    other.gpu.restore(&mut &*saved).unwrap();
+    let kept: Vec<_> = other.gpu.backings.iter().collect();
+    let pairs = |entries: &[MemEntry]| -> Vec<(u64, u32)> {
+        let pairs = entries.iter();
+        pairs.map(|e| (e.addr.get(), e.length.get())).collect()
+    };
+    let (resource, entries) = kept[0];
+    assert_eq!((kept.len(), resource), (1, 1));
+    assert_eq!(
+        pairs(entries),
+        [(0x10_9000, 4096), (0x10_3000, 8192)]
+    );
+
+    let mut backings = Backings::default();
+    for (addr, length) in [(0x9000, 4096), (0, 0), (0x3000, 4096), (0x4000, 4096)] {
+        backings.append(1, addr, length).unwrap();
+    }
+    let kept: Vec<_> = backings.iter().map(|(_, entries)| pairs(entries)).collect();
+    assert_eq!(kept, [[(0x9000, 4096), (0x3000, 8192)]]);
+    assert_eq!(backings.kept(), 2);
 }
 
 /// QEMU makes what it maps for us a part of guest memory.
