@@ -12,9 +12,11 @@
 pub(crate) mod accept;
 #[cfg(test)]
 pub(crate) mod cut;
+mod line;
 pub mod local;
 mod mappings;
 pub mod snapshot;
+mod threads;
 pub mod vfio_user;
 pub mod vhost_user;
 mod wake;

@@ -239,6 +239,9 @@ impl Drop for Unready {
 }
 
 /// A VMM's descriptor, which may be a pipe that nobody reads or writes: waits for it only while `goes_on`.
+///
+/// The VMM shares its flags and may take O_NONBLOCK away, so a thread that uses one is ended by [`super::threads::end`]: a call that is interrupted
+/// is not tried again when it does not go on.
 pub(super) struct Patient<F> {
     file: File,
     goes_on: F,
@@ -257,12 +260,13 @@ impl<F: Fn() -> bool> Patient<F> {
         mut step: impl FnMut(&mut File) -> io::Result<R>,
     ) -> io::Result<R> {
         loop {
-            match step(&mut self.file) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                other => return other,
-            }
             if !(self.goes_on)() {
                 return Err(io::Error::other("the transfer was given up"));
+            }
+            match step(&mut self.file) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                other => return other,
             }
             let mut poll = [PollFd::new(&self.file, flags)];
             // Interrupted: one step too many.

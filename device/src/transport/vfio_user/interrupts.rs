@@ -1,7 +1,7 @@
 //! Interrupts: MSI-X vectors as descriptors from the VMM, which source uses which, and the ISR byte.
 //!
-//! Sources are used by the queue thread, descriptors come from the VMM's messages. The lock is a leaf: nothing is waited
-//! for and no other lock is taken under it, as writing to a descriptor cannot block (they are made non-blocking).
+//! Sources are used by the queue thread, descriptors come from the VMM's messages. The lock is a leaf: nothing is waited for and no other lock is
+//! taken under it. A trigger is written to when it is out of the lock: the VMM may have it block.
 
 use std::fs::File;
 use std::io;
@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
 use parking_lot::Mutex;
 
 use super::layout::{MSIX_PENDING, VECTORS};
+use crate::transport::line::Line;
 
 /// `VIRTIO_MSI_NO_VECTOR` (virtio 1.3, 4.1.5.1.2).
 pub(super) const NO_VECTOR: u16 = 0xffff;
@@ -29,7 +30,7 @@ pub(in crate::transport) enum Source {
 
 #[derive(Debug, Default)]
 struct Vector {
-    trigger: Option<File>,
+    trigger: Option<Line>,
     /// Interrupted while there was no trigger.
     pending: bool,
 }
@@ -87,8 +88,12 @@ impl Interrupts {
             self.isr.fetch_or(bit, Ordering::SeqCst);
         }
         let vector = self.vector(source);
-        if let Some(vector) = self.vectors.lock().get_mut(usize::from(vector)) {
-            vector.fire();
+        let mut vectors = self.vectors.lock();
+        let vector = vectors.get_mut(usize::from(vector));
+        let trigger = vector.and_then(Vector::interrupt);
+        drop(vectors);
+        if let Some(trigger) = trigger {
+            trigger.fire();
         }
     }
 
@@ -111,25 +116,22 @@ impl Interrupts {
         bits.to_le_bytes()
     }
 
-    /// Sets the triggers of vectors from `start` on, all that were named or none.
+    /// Sets the triggers of vectors from `start` on, all that were named or none. Only eventfds are taken.
     pub(super) fn connect(&self, start: u32, triggers: Vec<File>) -> io::Result<()> {
-        for trigger in &triggers {
-            // A full descriptor of another kind must not hold up the queues.
-            let flags = rustix::fs::fcntl_getfl(trigger)?;
-            rustix::fs::fcntl_setfl(trigger, flags | rustix::fs::OFlags::NONBLOCK)?;
-        }
+        let triggers: Vec<Line> = triggers
+            .into_iter()
+            .map(Line::new)
+            .collect::<io::Result<_>>()?;
         let count = u32::try_from(triggers.len()).unwrap_or(u32::MAX);
-        self.each(
-            start,
-            count,
-            triggers.into_iter().map(Some),
-            |vector, trigger| {
-                vector.trigger = trigger;
-                if std::mem::take(&mut vector.pending) {
-                    vector.fire();
-                }
-            },
-        )
+        let mut due = Vec::new();
+        self.each(start, count, triggers.into_iter(), |vector, trigger| {
+            vector.trigger = Some(trigger);
+            if std::mem::take(&mut vector.pending) {
+                due.extend(vector.interrupt());
+            }
+        })?;
+        due.iter().for_each(Line::fire);
+        Ok(())
     }
 
     /// Takes the triggers of `count` vectors away.
@@ -146,9 +148,12 @@ impl Interrupts {
 
     /// Fires vectors as the VMM asks (`VFIO_IRQ_SET_DATA_NONE`).
     pub(super) fn fire(&self, start: u32, count: u32) -> io::Result<()> {
+        let mut due = Vec::new();
         self.each(start, count, std::iter::repeat(()), |vector, ()| {
-            vector.fire()
-        })
+            due.extend(vector.interrupt());
+        })?;
+        due.iter().for_each(Line::fire);
+        Ok(())
     }
 
     /// Routes and what has happened are forgotten; the VMM's triggers stay (virtio 1.3, 2.4.1; VFIO keeps them too).
@@ -187,14 +192,12 @@ impl Interrupts {
 }
 
 impl Vector {
-    fn fire(&mut self) {
-        match &self.trigger {
-            // A full counter is an interrupt that is on its way already.
-            Some(trigger) => {
-                let _ = rustix::io::write(trigger, &1_u64.to_ne_bytes());
-            }
-            None => self.pending = true,
+    /// What is to be fired, under no lock; without a trigger the interrupt waits for one.
+    fn interrupt(&mut self) -> Option<Line> {
+        if self.trigger.is_none() {
+            self.pending = true;
         }
+        self.trigger.clone()
     }
 }
 
@@ -286,12 +289,25 @@ mod tests {
     }
 
     #[test]
-    fn a_full_pipe_does_not_block() {
+    fn only_eventfds_are_taken_all_or_none_and_a_full_one_holds_nobody_up() {
         let interrupts = Interrupts::new();
         let (_reader, writer) = rustix::pipe::pipe().unwrap();
-        interrupts.connect(0, vec![writer.into()]).unwrap();
-        for _ in 0..10_000 {
+        let fd = eventfd();
+        assert!(
+            interrupts
+                .connect(0, vec![file(&fd), writer.into()])
+                .is_err()
+        );
+        interrupts.fire(0, 1).unwrap();
+        assert_eq!((count(&fd), interrupts.pending()[0]), (0, 1));
+        interrupts.connect(0, vec![file(&fd)]).unwrap();
+        assert_eq!(count(&fd), 1);
+        crate::transport::line::jam(&fd);
+        interrupts.set_vector(Source::Queue(0), 0);
+        for _ in 0..10 {
             interrupts.fire(0, 1).unwrap();
+            interrupts.raise(Source::Queue(0));
         }
+        assert_eq!(count(&fd), u64::MAX - 1);
     }
 }

@@ -21,6 +21,7 @@ use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 use super::fake::{Control, FakeDevice, WINDOW, answer};
 use super::*;
 use crate::gpu::SaveError;
+use crate::transport::line::jam;
 use crate::transport::listen;
 use crate::virtqueue::{F_EVENT_IDX, F_VERSION_1};
 
@@ -534,6 +535,34 @@ fn it_ends_promptly_in_every_state() {
     .unwrap();
     std::thread::sleep(Duration::from_millis(50));
     assert!(daemon.end() < Duration::from_secs(4));
+}
+
+/// A vector's flags are the VMM's too: here its counter is full, and who writes to it waits until somebody reads.
+#[test]
+fn a_vmm_whose_vectors_block_is_answered_and_the_end_comes_at_once() {
+    let mut daemon = Daemon::start("jammed");
+    let mut driver = daemon.connect();
+    driver.start();
+    driver.round_trip(0, b"before");
+    for vector in &driver.vectors {
+        jam(vector);
+    }
+    for head in [2, 4, 6] {
+        driver.offer(0, head, b"jammed");
+        driver.notify(0);
+        let mut used = Vec::new();
+        wait_until("an answer", || {
+            used.extend(driver.used_now(0));
+            !used.is_empty()
+        });
+        assert_eq!(used, [(u32::from(head), answer(b"jammed"))]);
+    }
+    // The VMM's own interrupt, in the message thread.
+    let flags = VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER;
+    driver.client.set_irqs(2, flags, 0, 3, &[]).unwrap();
+    driver.offer(0, 0, b"until the end");
+    driver.notify(0);
+    assert!(daemon.end() < Duration::from_secs(2));
 }
 
 #[test]

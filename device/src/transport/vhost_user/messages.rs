@@ -191,6 +191,19 @@ impl<D: Device> Backend<D> {
         }
     }
 
+    /// The device, unless a transfer has it: that may wait for the VMM, and the VMM must not make this thread wait for itself.
+    fn with_device<R>(&self, f: impl FnOnce(&mut D) -> R) -> Result<R> {
+        if self.is_transferring() {
+            return Err(refused("a transfer of the device's state is under way"));
+        }
+        Ok(self.engine.with_device(f))
+    }
+
+    fn is_transferring(&self) -> bool {
+        let transfer = self.transfer.as_ref();
+        transfer.is_some_and(|transfer| !transfer.is_finished())
+    }
+
     /// Nothing of the guest is left.
     fn reset(&mut self) {
         self.give_up_transfer();
@@ -400,9 +413,7 @@ impl<D: Device> VhostUserBackendReqHandlerMut for Backend<D> {
     }
 
     fn set_config(&mut self, offset: u32, data: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
-        self.engine
-            .with_device(|device| device.write_config(offset.into(), data));
-        Ok(())
+        self.with_device(|device| device.write_config(offset.into(), data))
     }
 
     /// The crate's end of the channel is closed: it can only wait for ever.
@@ -419,10 +430,10 @@ impl<D: Device> VhostUserBackendReqHandlerMut for Backend<D> {
 
     fn get_shared_object(&mut self, asked: VhostUserSharedMsg) -> Result<File> {
         let uuid = asked.uuid.into_bytes();
-        let found = self.engine.with_device(|device| {
+        let found = self.with_device(|device| {
             let descriptor = device.shared_object(uuid)?;
             descriptor.try_clone()
-        });
+        })?;
         found.map(File::from).map_err(|error| {
             log::warn!("shared object {}: {error}", asked.uuid);
             refused(error)
@@ -469,7 +480,7 @@ impl<D: Device> VhostUserBackendReqHandlerMut for Backend<D> {
             Some("DEVICE_STATE was not agreed on")
         } else if self.queues.iter().any(|queue| queue.running) {
             Some("the queues run")
-        } else if self.transfer.as_ref().is_some_and(|it| !it.is_finished()) {
+        } else if self.is_transferring() {
             Some("another transfer is under way")
         } else {
             None

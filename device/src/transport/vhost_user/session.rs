@@ -1,7 +1,7 @@
 //! One connection: its threads, and their end.
 //!
 //! The threads end when the VMM disconnects, when it breaks the protocol, and when the daemon ends: the socket is shut down, which ends a wait
-//! for a message, whole or half.
+//! for a message, whole or half. One that is stuck in a descriptor of the VMM is ended by signals.
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -9,7 +9,6 @@ use std::net::Shutdown as Direction;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex as StdMutex};
-use std::thread::JoinHandle;
 
 use hostblob_capset::WindowMode;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
@@ -21,8 +20,8 @@ use super::messages::Backend;
 use super::signals::Signals;
 use crate::shutdown::Shutdown;
 use crate::transport::snapshot::{Saves, Snapshots};
+use crate::transport::threads::{self, Ended};
 use crate::transport::vfio_user::engine::Engine;
-use crate::transport::vfio_user::session::Ended;
 use crate::transport::{Device, LateWindow, TransportError, Wake};
 
 /// Serves the connection until it ends or the daemon does.
@@ -34,6 +33,7 @@ pub(super) fn run<D: Device>(
     snapshots: &Snapshots,
 ) -> Result<(), TransportError> {
     let system = |what| move |error| TransportError::System(what, error);
+    threads::prepare().map_err(system("signal handler"))?;
     let window = device.window_fd().try_clone_to_owned();
     let window = window.map_err(system("the window's file"))?;
     let socket = stream.try_clone().map_err(system("the connection"))?;
@@ -85,18 +85,12 @@ pub(super) fn run<D: Device>(
     let _ = stream.shutdown(Direction::Both);
     channel.close();
     engine.stop();
-    join(queues, "queue");
-    join(
-        messages.map_err(system("a thread for messages"))?,
-        "message",
-    );
-    Ok(())
-}
-
-fn join(thread: JoinHandle<()>, what: &str) {
-    if thread.join().is_err() {
-        log::error!("the {what} thread panicked; the device starts anew");
-    }
+    // The message thread first: it ends a transfer of the state, which holds the device, and the queue thread may wait for that.
+    let messages = messages.map(|messages| {
+        threads::end_and_join(messages, "message", threads::GRACE);
+    });
+    threads::end_and_join(queues, "queue", threads::GRACE);
+    messages.map_err(system("a thread for messages"))
 }
 
 fn serve_messages<D: Device>(

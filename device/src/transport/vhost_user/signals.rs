@@ -1,26 +1,23 @@
 //! Notifications: the driver kicks an eventfd of each queue, and the device calls another.
 //!
 //! The descriptors are shared with the VMM and the kernel, and a hostile VMM may do with them what it likes. So kicks are read in a way
-//! that cannot block, and calls are made non-blocking.
+//! that cannot block, and calls are [`Line`]s.
 
 use std::fs::File;
-use std::io::{self, IoSliceMut, Write};
-use std::os::fd::{AsFd, AsRawFd};
+use std::io::{self, IoSliceMut};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags};
-use rustix::fs::OFlags;
 use rustix::io::ReadWriteFlags;
 
 use super::channel::Channel;
 use crate::transport::Wake;
+use crate::transport::line::{Line, checked};
 use crate::transport::vfio_user::engine;
 use crate::transport::vfio_user::interrupts::Source;
 use crate::virtqueue::QUEUES;
-
-/// What `/proc/self/fd` says of an eventfd.
-const EVENTFD: &str = "anon_inode:[eventfd]";
 
 /// The descriptors of all queues, and the channel for what is no signal of a queue. The lock is a leaf: nothing blocks under it.
 #[derive(Debug, Default)]
@@ -32,8 +29,8 @@ pub(super) struct Signals {
 #[derive(Debug, Default)]
 struct Lines {
     kick: Option<Arc<File>>,
-    call: Option<File>,
-    error: Option<File>,
+    call: Option<Line>,
+    error: Option<Line>,
 }
 
 impl Signals {
@@ -53,15 +50,15 @@ impl Signals {
 
     /// Changes the call of a queue.
     pub(super) fn set_call(&self, queue: usize, file: Option<File>) -> io::Result<()> {
-        let file = file.map(non_blocking).transpose()?;
-        self.with(queue, |lines| lines.call = file);
+        let line = file.map(Line::new).transpose()?;
+        self.with(queue, |lines| lines.call = line);
         Ok(())
     }
 
     /// Changes the error descriptor of a queue.
     pub(super) fn set_error(&self, queue: usize, file: Option<File>) -> io::Result<()> {
-        let file = file.map(non_blocking).transpose()?;
-        self.with(queue, |lines| lines.error = file);
+        let line = file.map(Line::new).transpose()?;
+        self.with(queue, |lines| lines.error = line);
         Ok(())
     }
 
@@ -77,38 +74,12 @@ impl Signals {
     }
 }
 
-/// Only an eventfd: of other files it is not known what a read or a write does to others.
-fn checked(file: File) -> io::Result<File> {
-    let link = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
-    if link.as_os_str() != EVENTFD {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            format!("not an eventfd: {}", link.display()),
-        ));
-    }
-    Ok(file)
-}
-
-fn non_blocking(file: File) -> io::Result<File> {
-    let file = checked(file)?;
-    let flags = rustix::fs::fcntl_getfl(&file)?;
-    rustix::fs::fcntl_setfl(&file, flags | OFlags::NONBLOCK)?;
-    Ok(file)
-}
-
 /// Takes the kicks that came. Never waits, whoever else reads.
 fn drain(kick: &File) {
     let mut count = [0; 8];
     let mut to = [IoSliceMut::new(&mut count)];
     // The offset that stands for none: an eventfd has no position.
     let _ = rustix::io::preadv2(kick, &mut to, u64::MAX, ReadWriteFlags::NOWAIT);
-}
-
-fn fire(file: Option<&File>) {
-    if let Some(mut file) = file {
-        // Fails only when the counter is full: then it is readable already.
-        let _ = file.write(&1_u64.to_ne_bytes());
-    }
 }
 
 impl engine::Signals for Signals {
@@ -134,14 +105,22 @@ impl engine::Signals for Signals {
     }
 
     fn raise(&self, source: Source) {
-        let lines = self.lines.lock();
+        // Out of the lock first: the VMM may have one of them block.
         match source {
             Source::Queue(queue) => {
-                let lines = lines.get(usize::from(queue));
-                fire(lines.and_then(|lines| lines.call.as_ref()));
+                let lines = self.lines.lock();
+                let line = lines.get(usize::from(queue));
+                let line = line.and_then(|line| line.call.clone());
+                drop(lines);
+                if let Some(line) = line {
+                    line.fire();
+                }
             }
             // The device needs a reset. vhost-user has no other way to say so.
-            Source::Config => lines.iter().for_each(|lines| fire(lines.error.as_ref())),
+            Source::Config => {
+                let lines = self.lines.lock().each_ref().map(|line| line.error.clone());
+                lines.iter().flatten().for_each(Line::fire);
+            }
         }
     }
 
@@ -171,7 +150,7 @@ mod tests {
         signals
             .set_kick(0, Some(kick.try_clone().unwrap()))
             .unwrap();
-        fire(Some(&kick));
+        rustix::io::write(&kick, &1_u64.to_ne_bytes()).unwrap();
         signals.wait(&wake);
         // Taken, and not waited for.
         drain(&kick);
@@ -196,8 +175,10 @@ mod tests {
     #[test]
     fn only_eventfds_are_accepted_and_a_full_one_does_not_block() {
         let signals = Signals::default();
-        let (reader, _writer) = rustix::pipe::pipe().unwrap();
-        assert!(signals.set_kick(0, Some(File::from(reader))).is_err());
+        for set in [Signals::set_kick, Signals::set_call, Signals::set_error] {
+            let (reader, _writer) = rustix::pipe::pipe().unwrap();
+            assert!(set(&signals, 0, Some(File::from(reader))).is_err());
+        }
         let call = eventfd(EventfdFlags::CLOEXEC);
         signals
             .set_call(1, Some(call.try_clone().unwrap()))

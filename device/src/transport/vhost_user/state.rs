@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 use vhost::vhost_user::message::VhostTransferStateDirection as Direction;
 
 use super::signals::Signals;
-use crate::transport::Device;
 use crate::transport::snapshot::{Patient, Saves};
 use crate::transport::vfio_user::engine::Engine;
+use crate::transport::{Device, threads};
 
 /// How long CHECK_DEVICE_STATE waits: the VMM has seen the end of the file, or made it.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -65,9 +65,10 @@ impl Transfer {
         self.thread.is_finished()
     }
 
-    /// It has no point any more. It ends soon.
+    /// It has no point any more: ends it. When this returns it uses neither the device nor the VMM's descriptor.
     pub(super) fn give_up(&self) {
         self.goes_on.store(false, Ordering::SeqCst);
+        threads::end(&self.thread, threads::GRACE);
     }
 
     /// How it went.

@@ -2,7 +2,7 @@
 
 use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -13,10 +13,11 @@ use vhost::vhost_user::VhostUserFrontend;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::vmm::{
-    Answer, Daemon, F_PROTOCOL_FEATURES, MEMORY, SIZE, USER, Vmm, bytes, crosvm, map_body, memfd,
-    qemu,
+    Answer, Daemon, F_PROTOCOL_FEATURES, MEMORY, SIZE, USER, Vmm, bytes, crosvm, kind_of, map_body,
+    memfd, only, qemu,
 };
 use crate::transport::cut::alone;
+use crate::transport::line::jam;
 use crate::transport::vhost_user::channel::REPLY_TIMEOUT;
 use crate::transport::vhost_user::messages::PROTOCOL_FEATURES;
 
@@ -285,4 +286,37 @@ fn the_end_comes_at_once_whatever_the_vmm_is_doing() {
         std::thread::sleep(Duration::from_millis(1));
     }
     assert!(daemon.end() < REPLY_TIMEOUT);
+}
+
+/// A line's flags are the VMM's too: here its counter is full, and who writes to it waits until somebody reads.
+#[test]
+fn a_vmm_whose_lines_block_is_answered_and_the_end_comes_at_once() {
+    let mut daemon = Daemon::start();
+    let mut vmm = qemu::run(&daemon.path, PROTOCOL_FEATURES);
+    assert_eq!(vmm.create_context(1), resp::OK_NODATA);
+    let jam_call = |vmm: &Vmm| {
+        let call = vmm.queues[0].call.as_raw_fd();
+        // SAFETY: the queue keeps it open.
+        jam(unsafe { BorrowedFd::borrow_raw(call) });
+    };
+    jam_call(&vmm);
+    for resource in 1..4 {
+        vmm.ask_for_interrupt(0);
+        vmm.offer(0, &bytes(cmd::RESOURCE_UNREF, 0, &only(resource)));
+        let start = Instant::now();
+        while vmm.try_response(0).is_none() {
+            assert!(start.elapsed() < Duration::from_secs(10), "no answer");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let answer = vmm.response(0);
+        assert_eq!(kind_of(&answer), resp::ERR_INVALID_RESOURCE_ID);
+        jam_call(&vmm);
+    }
+    // A message that fires: the queue goes on where it was.
+    let bases = qemu::stop(&mut vmm);
+    qemu::start(&mut vmm, bases);
+    jam_call(&vmm);
+    vmm.ask_for_interrupt(0);
+    vmm.offer(0, &bytes(cmd::RESOURCE_UNREF, 0, &only(9)));
+    assert!(daemon.end() < Duration::from_secs(2));
 }

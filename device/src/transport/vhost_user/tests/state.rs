@@ -10,6 +10,7 @@ use hostblob_protocol::virtio_gpu::resp;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection as Direction, VhostTransferStatePhase as Phase,
+    VhostUserConfigFlags,
 };
 
 use clap::Parser;
@@ -179,6 +180,45 @@ fn a_vmm_that_does_not_read_keeps_nobody_up() {
     let (_reader, writer) = pipe();
     assert!(begin(&vmm, Direction::SAVE, writer));
     std::thread::sleep(Duration::from_millis(50));
+    assert!(daemon.end() < Duration::from_secs(2));
+}
+
+/// The pipe's flags are the VMM's too: a write to it waits until somebody reads.
+#[test]
+fn a_vmm_whose_pipe_blocks_keeps_nobody_up() {
+    let mut daemon = Daemon::start();
+    let mut vmm = qemu::run(&daemon.path, PROTOCOL_FEATURES);
+    assert_eq!(vmm.create_context(1), resp::OK_NODATA);
+    for resource in 1..100 {
+        assert_eq!(vmm.create_blob(1, resource), resp::OK_NODATA);
+        assert_eq!(vmm.map_blob(resource), resp::OK_MAP_INFO);
+        let at = u64::from(resource) * 4096;
+        mapped(&vmm).write_all_at(&[7; 4096], at).unwrap();
+    }
+    let stuck = |vmm: &mut Vmm| {
+        let bases = qemu::stop(vmm);
+        let (reader, writer) = pipe();
+        let ours = writer.try_clone().unwrap();
+        assert!(begin(vmm, Direction::SAVE, writer));
+        // Each look for room is a write now, and a pipe has less than what is saved.
+        let flags = rustix::fs::fcntl_getfl(&ours).unwrap();
+        let blocking = flags & !rustix::fs::OFlags::NONBLOCK;
+        rustix::fs::fcntl_setfl(&ours, blocking).unwrap();
+        std::thread::sleep(Duration::from_millis(300));
+        (bases, reader, ours)
+    };
+    let (bases, reader, ours) = stuck(&mut vmm);
+    // The VM goes on: the transfer is ended.
+    qemu::start(&mut vmm, bases);
+    assert_eq!(vmm.unmap_blob(1), resp::OK_NODATA);
+    assert!(vmm.frontend.check_device_state().is_err());
+    drop((reader, ours));
+    // And once more, until the daemon ends. Who wants the device meanwhile is refused, and waits for nothing.
+    let _kept = stuck(&mut vmm);
+    let config = vmm
+        .frontend
+        .set_config(0, VhostUserConfigFlags::WRITABLE, &[0; 4]);
+    assert!(config.is_err(), "a transfer has the device");
     assert!(daemon.end() < Duration::from_secs(2));
 }
 

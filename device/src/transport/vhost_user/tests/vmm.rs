@@ -473,15 +473,18 @@ impl Vmm {
         head
     }
 
+    /// The next response should interrupt (2.7.7.1).
+    pub(super) fn ask_for_interrupt(&self, queue: usize) {
+        let queue = &self.queues[queue];
+        let event = queue.at() + 0x1004 + 2 * u64::from(SIZE);
+        self.store(event, queue.seen);
+    }
+
     /// The next response, in the order of completion.
     pub(super) fn response(&mut self, queue: usize) -> Vec<u8> {
         loop {
-            // The next one should interrupt (2.7.7.1), and may have come before that was said.
-            let (event, seen) = {
-                let queue = &self.queues[queue];
-                (queue.at() + 0x1004 + 2 * u64::from(SIZE), queue.seen)
-            };
-            self.store(event, seen);
+            // It may have come before that was said.
+            self.ask_for_interrupt(queue);
             if self.try_response(queue).is_some() {
                 break;
             }
