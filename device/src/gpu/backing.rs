@@ -16,6 +16,7 @@ use zerocopy::FromBytes;
 
 use super::fault::Fault;
 use super::renderers;
+use crate::ratelimit::ContextLimiter;
 
 /// Most entries of one command. They may continue each other; [`MAX_PIECES`] is what remains of them. As many pieces are looked for at most: where
 /// the VMM maps its memory in many ranges, one entry lies in all of them, and a command of entries like that would be gigabytes of pieces.
@@ -185,16 +186,23 @@ impl Backings {
     }
 
     /// The guest's memory is `pages` now.
-    pub(super) fn changed(&self, guest: &mut Guest, pages: &dyn GuestPages) {
+    pub(super) fn changed(
+        &self,
+        guest: &mut Guest,
+        pages: &dyn GuestPages,
+        log: &mut ContextLimiter,
+    ) {
         let ours = |(resource, _): &(u32, _)| guest.has_resource(*resource);
         let ours: Vec<_> = self.iter().filter(ours).collect();
         for (resource, entries) in ours {
             let found = pieces(entries, pages);
             if let Err(fault) = &found {
-                log::warn!("resource {resource} has lost its pages: {fault}");
+                let line = format_args!("resource {resource} has lost its pages: {fault}");
+                log.warn(None, line);
             }
             if let Err(error) = guest.replace_backing(resource, found.ok()) {
-                log::warn!("resource {resource} has lost its pages: {error}");
+                let line = format_args!("resource {resource} has lost its pages: {error}");
+                log.warn(None, line);
             }
         }
     }

@@ -24,6 +24,7 @@ use zerocopy::byteorder::little_endian::U32;
 
 use super::backing::{self, GuestPages};
 use super::fault::Fault;
+use crate::ratelimit::ContextLimiter;
 
 /// 2D resources of one guest: each has a descriptor.
 pub const MAX_IMAGES: usize = 256;
@@ -215,11 +216,12 @@ impl Images {
     }
 
     /// The VMM has changed the guest's memory.
-    pub(super) fn pages_changed(&mut self, pages: &dyn GuestPages) {
+    pub(super) fn pages_changed(&mut self, pages: &dyn GuestPages, log: &mut ContextLimiter) {
         for (resource, image) in &mut self.images {
             if let Some(kept) = &mut image.pages {
                 let found = backing::pieces(&kept.entries, pages).inspect_err(|fault| {
-                    log::warn!("2D resource {resource} has lost its pages: {fault}");
+                    let line = format_args!("2D resource {resource} has lost its pages: {fault}");
+                    log.warn(None, line);
                 });
                 kept.pieces = in_order(found.unwrap_or_default());
             }

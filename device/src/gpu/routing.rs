@@ -254,7 +254,8 @@ impl Gpu {
             && theirs.has_resource(resource)
             && let Err(fault) = theirs.unref(resource)
         {
-            log::warn!("resource {resource} was lent, and is taken back: {fault}");
+            let line = format_args!("resource {resource} was lent, and is taken back: {fault}");
+            self.refusals.warn(None, line);
         }
     }
 
@@ -309,17 +310,18 @@ impl Gpu {
 
     /// The VMM has changed the guest's memory.
     pub(super) fn change_pages(&mut self, pages: &dyn GuestPages) {
-        self.backings.changed(&mut self.guest, pages);
-        self.images.pages_changed(pages);
+        let log = &mut self.refusals;
+        self.backings.changed(&mut self.guest, pages, log);
+        self.images.pages_changed(pages, log);
         let Some(theirs) = &mut self.renderer else {
             return;
         };
         for (resource, entries) in self.backings.iter() {
             if theirs.owns(resource) {
                 let pieces = backing::pieces(entries, pages).ok();
-                theirs.pages_changed(resource, pieces.as_deref());
+                theirs.pages_changed(resource, pieces.as_deref(), log);
             } else if theirs.has_resource(resource) {
-                theirs.pages_changed(resource, self.guest.guest_pieces(resource));
+                theirs.pages_changed(resource, self.guest.guest_pieces(resource), log);
             }
         }
     }

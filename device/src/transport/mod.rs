@@ -13,6 +13,8 @@ pub(crate) mod accept;
 #[cfg(test)]
 pub(crate) mod cut;
 mod line;
+#[cfg(test)]
+pub(crate) mod lines;
 pub mod local;
 mod mappings;
 pub mod snapshot;

@@ -8,6 +8,7 @@
 //! - `avail_event` is written before the queue counts as empty, and the ring looked at once more after it (2.7.10): with
 //!   `VIRTIO_F_EVENT_IDX` a driver that is not told where to kick never does.
 //! - Each step is short: a caller that locks around it lets go in between, whatever the driver does meanwhile.
+//! - Lines for the log go through the caller's limiter. A guest makes a new ring with each reset, and must not get a new burst of lines with it.
 
 use std::sync::atomic::Ordering;
 
@@ -63,7 +64,6 @@ pub struct Ring {
     returned: bool,
     /// The driver was asked not to notify.
     quiet: bool,
-    log: RateLimiter,
 }
 
 #[derive(Debug, Default)]
@@ -82,7 +82,6 @@ impl Ring {
                 .collect(),
             returned: false,
             quiet: false,
-            log: RateLimiter::new(),
         }
     }
 
@@ -92,9 +91,10 @@ impl Ring {
         queue: &mut Queue,
         mem: &M,
         command: &mut Vec<u8>,
+        log: &mut RateLimiter,
     ) -> Result<Next, Broken> {
         if !reachable(queue, mem) {
-            self.log.warn(format_args!(
+            log.warn(format_args!(
                 "queue {}: its rings are not in guest memory",
                 self.index
             ));
@@ -130,11 +130,11 @@ impl Ring {
             }
             Err(malformed) => {
                 slot.space.clear();
-                self.log.warn(format_args!(
+                log.warn(format_args!(
                     "queue {}: the chain at head {head} is dropped: {malformed}",
                     self.index
                 ));
-                self.give_back(queue, mem, head, 0);
+                self.give_back(queue, mem, (head, 0), log);
                 Ok(Next::Again)
             }
         }
@@ -147,6 +147,7 @@ impl Ring {
         mem: &M,
         head: u16,
         response: &[u8],
+        log: &mut RateLimiter,
     ) {
         let Some(slot) = self
             .slots
@@ -163,7 +164,7 @@ impl Ring {
                 let unasked = self.index == CURSOR_QUEUE
                     && matches!(no_room, NoRoom::TooSmall { room: 0, .. });
                 if !unasked {
-                    self.log.warn(format_args!(
+                    log.warn(format_args!(
                         "queue {}: no response for head {head}: {no_room}",
                         self.index
                     ));
@@ -172,12 +173,18 @@ impl Ring {
             }
         };
         slot.space.clear();
-        self.give_back(queue, mem, head, length);
+        self.give_back(queue, mem, (head, length), log);
     }
 
-    fn give_back<M: GuestMemory>(&mut self, queue: &mut Queue, mem: &M, head: u16, length: u32) {
+    fn give_back<M: GuestMemory>(
+        &mut self,
+        queue: &mut Queue,
+        mem: &M,
+        (head, length): (u16, u32),
+        log: &mut RateLimiter,
+    ) {
         if !reachable(queue, mem) || queue.add_used(mem, head, length).is_err() {
-            self.log.warn(format_args!(
+            log.warn(format_args!(
                 "queue {}: head {head} is lost: the used ring is not in guest memory",
                 self.index
             ));

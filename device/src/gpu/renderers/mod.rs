@@ -34,6 +34,7 @@ use rutabaga_gfx::RUTABAGA_CAPSET_CROSS_DOMAIN;
 use thiserror::Error;
 
 use super::fault::Fault;
+use crate::ratelimit::ContextLimiter;
 use fences::Fences;
 use pages::Pages;
 use stream::Stream;
@@ -381,7 +382,12 @@ impl Renderer {
     }
 
     /// The VMM has changed the guest's memory: the resource's pages are these now, or nowhere.
-    pub(super) fn pages_changed(&mut self, resource: u32, pieces: Option<&[Piece]>) {
+    pub(super) fn pages_changed(
+        &mut self,
+        resource: u32,
+        pieces: Option<&[Piece]>,
+        log: &mut ContextLimiter,
+    ) {
         let Some(found) = self.resources.get_mut(&resource) else {
             return;
         };
@@ -391,7 +397,8 @@ impl Renderer {
         let pieces = pieces.map(join);
         *count = pieces.as_ref().map_or(0, Vec::len);
         if let Err(error) = pages.replace(pieces.as_deref()) {
-            log::warn!("resource {resource} has lost its pages: {error}");
+            let line = format_args!("resource {resource} has lost its pages: {error}");
+            log.warn(None, line);
         }
     }
 }

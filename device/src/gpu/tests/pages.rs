@@ -543,6 +543,27 @@ fn a_vmm_that_moves_the_memory_is_followed() {
 }
 
 #[test]
+fn pages_that_are_lost_do_not_fill_the_log() {
+    let mut machine = Machine::new();
+    for resource in 1..=30 {
+        machine.guest_blob(resource, &[3]);
+    }
+    let (there, gone) = (machine.memory.clone(), GuestMemoryMmap::default());
+    let start = std::time::Instant::now();
+    let lines = crate::transport::lines::logged(|| {
+        for _ in 0..20 {
+            machine.gpu.guest_pages_changed(&gone);
+            machine.gpu.guest_pages_changed(&there);
+        }
+    });
+    // A burst, and two a second.
+    let most = 20 + 2 * (start.elapsed().as_secs() + 1);
+    assert!(lines.len() as u64 <= most, "{}", lines.len());
+    let reason = "has lost its pages: 0x103000 is no guest memory that the host can use";
+    assert!(lines.iter().all(|line| line.contains(reason)), "{lines:?}");
+}
+
+#[test]
 fn a_shareable_blob_has_one_uuid() {
     let mut machine = Machine::new();
     machine.guest_blob(1, &[3]);

@@ -37,6 +37,7 @@ use vm_memory::GuestMemoryMmap;
 
 use super::interrupts::{Interrupts, Source};
 use crate::gpu::{GuestPages, NoPages, Response, RestoreError, SaveError};
+use crate::ratelimit::RateLimiter;
 use crate::transport::snapshot::{self, Held, HeldResponse, Saves};
 use crate::transport::{Device, LateWindow, Wake};
 use crate::virtqueue::{Next, QUEUE_SIZE, QUEUES, Ring};
@@ -136,6 +137,8 @@ struct Rings {
     memory_changed: bool,
     /// How many want that no command is taken.
     paused: usize,
+    /// Of each queue, over all its starts: a guest that resets the device again and again would fill the log otherwise.
+    logs: [RateLimiter; QUEUES],
 }
 
 impl Rings {
@@ -503,20 +506,25 @@ impl<D: Device, S: Signals> Engine<D, S> {
             queues,
             bus_master,
             paused,
+            logs,
             ..
         } = &mut *rings;
         let may_take = *bus_master && *paused == 0;
-        let slot = queues.get_mut(usize::from(index)).filter(|_| may_take)?;
+        let at = usize::from(index);
+        let slot = queues.get_mut(at).filter(|_| may_take)?;
         let (queue, ring) = slot.as_mut()?;
+        let log = logs.get_mut(at)?;
         let generation = self.generation.load(Ordering::SeqCst);
-        match ring.next(queue, memory, command) {
+        match ring.next(queue, memory, command, log) {
             Ok(next) => Some((generation, next)),
             Err(broken) => {
                 *slot = None;
                 // Under the lock, so that a reset comes wholly before or after.
                 self.needs_reset.store(true, Ordering::SeqCst);
+                log.warn(format_args!(
+                    "queue {index} stops until the guest resets the device: {broken}"
+                ));
                 drop(rings);
-                log::warn!("queue {index} stops until the guest resets the device: {broken}");
                 self.interrupts.raise(Source::Config);
                 None
             }
@@ -597,12 +605,16 @@ impl<D: Device, S: Signals> Engine<D, S> {
             stopped,
             parked,
             bus_master,
+            logs,
             ..
         } = &mut *rings;
         let at = usize::from(tag.queue);
+        let Some(log) = logs.get_mut(at) else {
+            return;
+        };
         match queues.get_mut(at) {
             Some(Some((queue, ring))) if *bus_master => {
-                ring.finish(queue, memory, tag.head, response.as_bytes());
+                ring.finish(queue, memory, tag.head, response.as_bytes(), log);
             }
             _ if stopped.get(at).is_some_and(Option::is_some) => {
                 parked.push((tag, response.clone()));
@@ -652,17 +664,4 @@ impl<D: Device, S: Signals> Engine<D, S> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tags_come_back_as_they_were() {
-        let tag = Tag {
-            generation: 0xfedc_ba98,
-            queue: 1,
-            head: 255,
-        };
-        assert_eq!(Tag::unpack(tag.pack()), tag);
-        assert_eq!(tag.pack(), 0xfedc_ba98_0001_00ff);
-    }
-}
+mod tests;

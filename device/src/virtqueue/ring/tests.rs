@@ -29,6 +29,7 @@ struct Driver<'m> {
     queue: Queue,
     ring: Ring,
     command: Vec<u8>,
+    log: RateLimiter,
 }
 
 impl<'m> Driver<'m> {
@@ -46,6 +47,7 @@ impl<'m> Driver<'m> {
             queue,
             ring,
             command: Vec::new(),
+            log: RateLimiter::new(),
         }
     }
 
@@ -77,11 +79,13 @@ impl<'m> Driver<'m> {
     }
 
     fn next(&mut self) -> Result<Next, Broken> {
-        self.ring.next(&mut self.queue, self.mem, &mut self.command)
+        let (queue, log) = (&mut self.queue, &mut self.log);
+        self.ring.next(queue, self.mem, &mut self.command, log)
     }
 
     fn finish(&mut self, head: u16, response: &[u8]) {
-        self.ring.finish(&mut self.queue, self.mem, head, response);
+        let (queue, log) = (&mut self.queue, &mut self.log);
+        self.ring.finish(queue, self.mem, head, response, log);
     }
 
     fn wants_interrupt(&mut self) -> bool {
@@ -400,7 +404,8 @@ fn memory_that_went_away_before_the_response_costs_the_response() {
     driver.offer_command(0, &[1], 24);
     assert_eq!(driver.next(), Ok(Next::Command(0)));
     let less = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x8000)]).unwrap();
-    driver.ring.finish(&mut driver.queue, &less, 0, &[5; 24]);
+    let (queue, log) = (&mut driver.queue, &mut driver.log);
+    driver.ring.finish(queue, &less, 0, &[5; 24], log);
     assert_eq!(
         less.read_obj::<[u32; 2]>(GuestAddress(0x804)).unwrap(),
         [0, 0]
@@ -418,9 +423,10 @@ fn rings_that_are_not_in_memory_stop_the_queue_until_they_are_back() {
     for memory in [&elsewhere, &GuestMemoryMmap::default()] {
         let next = driver
             .ring
-            .next(&mut driver.queue, memory, &mut driver.command);
+            .next(&mut driver.queue, memory, &mut driver.command, &mut driver.log);
         assert_eq!(next, Ok(Next::Unreachable));
-        driver.ring.finish(&mut driver.queue, memory, 0, &[]);
+        let (queue, log) = (&mut driver.queue, &mut driver.log);
+        driver.ring.finish(queue, memory, 0, &[], log);
     }
     assert_eq!(driver.next(), Ok(Next::Command(0)));
     assert_eq!(driver.command, b"back");
