@@ -176,17 +176,16 @@ impl Gpu {
             }
         };
         let mut until = Until::default();
-        let result = self.run(&header, rest, pages, &mut until.ours);
-        let result = result.and_then(|response| {
-            let asked = self.asked_fence(&header)?;
-            until.ours.join(asked.ours);
-            until.theirs = asked.theirs;
-            Ok(response)
-        });
+        let result = self.check_fence(&header);
+        let result = result.and_then(|()| self.run(&header, rest, pages, &mut until.ours));
+        until.ours.join(self.our_fence(&header));
         let response = match result {
-            Ok(response) => response,
+            Ok(response) => {
+                until.theirs = self.their_fence(&header);
+                response
+            }
             Err(fault) => {
-                until.ours.join(self.our_fence(&header));
+                until.theirs = self.their_last_fence(&header);
                 self.refuse(&header, &fault)
             }
         };

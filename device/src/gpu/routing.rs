@@ -326,22 +326,44 @@ impl Gpu {
         }
     }
 
-    /// What the command itself asks to wait for.
-    pub(super) fn asked_fence(&mut self, header: &CtrlHdr) -> Result<Until, Fault> {
-        let mut until = Until {
-            ours: self.our_fence(header),
-            theirs: None,
-        };
+    /// Whether there can be the fence that a command asks for: it is refused before it does anything otherwise.
+    pub(super) fn check_fence(&self, header: &CtrlHdr) -> Result<(), Fault> {
         let context = header.ctx_id.get();
-        if let (Some(ring), Some(theirs)) = (asked_ring(header), &mut self.renderer) {
-            if theirs.has_context(context) {
-                until.theirs = theirs.fence(context, ring)?;
-            } else if context == 0 && theirs.has_3d() {
-                // Of the guest as a whole.
-                until.theirs = theirs.fence(0, None)?;
+        let theirs = self.renderer.as_ref();
+        match (asked_ring(header), theirs) {
+            (Some(ring), Some(theirs)) if theirs.has_context(context) => {
+                theirs.is_awaited(context, ring).map(drop)
             }
+            _ => Ok(()),
         }
-        Ok(until)
+    }
+
+    /// What it asks to wait for of another renderer, when it was executed. It cannot be refused any more: where the renderer makes no fence after
+    /// all, the response waits for none.
+    pub(super) fn their_fence(&mut self, header: &CtrlHdr) -> Option<u64> {
+        let context = header.ctx_id.get();
+        let (ring, theirs) = (asked_ring(header)?, self.renderer.as_mut()?);
+        let fence = if theirs.has_context(context) {
+            theirs.fence(context, ring)
+        } else if context == 0 && theirs.has_3d() {
+            // Of the guest as a whole.
+            theirs.fence(0, None)
+        } else {
+            Ok(None)
+        };
+        fence.unwrap_or_else(|fault| {
+            let known = self.check_context(context).is_ok().then_some(context);
+            let line = format_args!("context {context}: the response waits for no fence: {fault}");
+            self.refusals.warn(known, line);
+            None
+        })
+    }
+
+    /// What a refused command waits for of another renderer: what was begun before it on its timeline. Linux takes a fence that is reached for all
+    /// before it, so the refusal must not come first. Nothing new is begun.
+    pub(super) fn their_last_fence(&self, header: &CtrlHdr) -> Option<u64> {
+        let (ring, theirs) = (asked_ring(header)?, self.renderer.as_ref()?);
+        theirs.last_fence(header.ctx_id.get(), ring)
     }
 
     /// What it asks to wait for of ours.

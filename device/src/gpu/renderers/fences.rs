@@ -35,6 +35,14 @@ impl Fences {
             .retain(|&number, at| number > fence.fence_id || *at != timeline);
     }
 
+    /// The last one of a timeline: all before it are reached when it is.
+    pub(super) fn last(&self, context: u32, ring: Option<u8>) -> Option<u64> {
+        let timeline = ring.map(|ring| (context, ring));
+        let mut pending = self.pending.iter().rev();
+        let last = pending.find(|(_, at)| **at == timeline);
+        last.map(|(number, _)| *number)
+    }
+
     /// It will not be reached by itself.
     pub(super) fn remove(&mut self, number: u64) {
         self.pending.remove(&number);
@@ -65,7 +73,13 @@ mod tests {
         let mut fences = Fences::default();
         let [one, other, two] = [(1, 5), (2, 6), (3, 5)].map(|(n, at)| fences.add(n, at, Some(1)));
         let common = fences.add(4, 5, None);
+        let last = |fences: &Fences| {
+            [(5, Some(1)), (6, Some(1)), (5, None), (5, Some(2))]
+                .map(|(context, ring)| fences.last(context, ring))
+        };
+        assert_eq!(last(&fences), [Some(3), Some(2), Some(4), None]);
         fences.reach(&two);
+        assert_eq!(last(&fences), [None, Some(2), Some(4), None]);
         let reached =
             |fences: &Fences| [one, other, two, common].map(|f| fences.is_reached(f.fence_id));
         assert_eq!(reached(&fences), [true, false, true, false]);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use hostblob_allocator::provider::{Elsewhere, Piece};
 use hostblob_allocator::window::Span;
 use hostblob_allocator::{BlobSpec, Error, Mapped, Mapping};
-use hostblob_protocol::virtio_gpu::{blob_flag, blob_mem, map_cache};
+use hostblob_protocol::virtio_gpu::{MAX_RINGS, blob_flag, blob_mem, map_cache};
 use rustix::fs::{MemfdFlags, OFlags, SealFlags, SeekFrom};
 use rutabaga_gfx::{
     RUTABAGA_CAPSET_CROSS_DOMAIN, ResourceCreate3D, ResourceCreateBlob, RutabagaHandle,
@@ -33,6 +33,9 @@ const CACHE_MASK: u32 = 0x0f;
 
 /// Ring of a cross-domain context on which its channel answers. Its ring 0 is for queries, which are answered at once.
 const CHANNEL_RING: u8 = 1;
+
+/// Rings of a cross-domain context.
+const CROSS_DOMAIN_RINGS: u32 = 2;
 
 impl Renderer {
     /// Calls rutabaga, if it is there. One that is lost by it is not called again.
@@ -358,6 +361,29 @@ impl Renderer {
         gone
     }
 
+    /// Whether a ring of a context, or all of it, is ever waited for. Refused where there is no such ring.
+    pub(in crate::gpu) fn is_awaited(&self, context: u32, ring: Option<u8>) -> Result<bool, Fault> {
+        let stream = self.contexts.get(&context).and_then(|found| found.stream);
+        let (expected, rings) = match stream {
+            Some(_) => ("0 or 1 of a cross-domain context", CROSS_DOMAIN_RINGS),
+            None => ("less than 64", MAX_RINGS),
+        };
+        if let Some(ring) = ring.filter(|ring| u32::from(*ring) >= rings) {
+            return Err(Fault::Field {
+                field: "ring_idx",
+                value: ring.into(),
+                expected,
+            });
+        }
+        // Without a channel nobody would ever reach it.
+        Ok(stream.is_none_or(|stream| ring == Some(CHANNEL_RING) && stream.has_channel))
+    }
+
+    /// The last fence of a ring of a context, or of all of rutabaga, that was not reached.
+    pub(in crate::gpu) fn last_fence(&self, context: u32, ring: Option<u8>) -> Option<u64> {
+        self.fences.last(context, ring)
+    }
+
     /// The fence of what was submitted so far to a ring of a context, or to all of rutabaga; `None` where there is nothing to wait for.
     pub(in crate::gpu) fn fence(
         &mut self,
@@ -367,20 +393,8 @@ impl Renderer {
         let Some(number) = self.thread.as_ref().map(Thread::next_fence) else {
             return Ok(None);
         };
-        if let Some(stream) = self.contexts.get(&context).and_then(|found| found.stream) {
-            match ring {
-                // Without a channel nobody would ever reach it.
-                None | Some(0) => return Ok(None),
-                Some(CHANNEL_RING) if !stream.has_channel => return Ok(None),
-                Some(CHANNEL_RING) => {}
-                Some(other) => {
-                    return Err(Fault::Field {
-                        field: "ring_idx",
-                        value: other.into(),
-                        expected: "0 or 1 of a cross-domain context",
-                    });
-                }
-            }
+        if !self.is_awaited(context, ring)? {
+            return Ok(None);
         }
         let fence = self.fences.add(number, context, ring);
         let made = self.call(move |state| state.rutabaga.create_fence(fence));

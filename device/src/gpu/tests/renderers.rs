@@ -6,6 +6,7 @@
 )]
 
 mod detached;
+mod fenced;
 
 use std::fs::File;
 use std::io::{IoSliceMut, Write};
