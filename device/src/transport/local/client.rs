@@ -1,15 +1,16 @@
 //! One connection: frames in, frames out, and a device between them.
 
 use std::collections::{HashMap, VecDeque};
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, IoSlice, Read};
 use std::mem::MaybeUninit;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hostblob_allocator::Host;
 use hostblob_protocol::local::{COMMAND, Frame, HELLO, Hello, MAX_PAYLOAD, RESPONSE, VERSION};
-use rustix::event::{EventfdFlags, PollFd, PollFlags};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use thiserror::Error;
 use zerocopy::byteorder::little_endian::{U32, U64};
@@ -19,7 +20,8 @@ use super::offsets::{Offsets, Step, window_full};
 use crate::gpu::{BlobMem, Gpu, NoPages, Response, Waker};
 use crate::shutdown::Shutdown;
 
-/// Longest time that a client may leave its responses unread.
+/// Longest time that a client may leave its responses unread, from the first byte to the last: one that reads a little now and then keeps a
+/// thread of the daemon otherwise.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 
 /// Bytes that are read from the socket at a time.
@@ -33,11 +35,13 @@ pub(super) enum ClientError {
     #[error(transparent)]
     Io(#[from] io::Error),
     #[error(transparent)]
-    Errno(#[from] rustix::io::Errno),
+    Errno(#[from] Errno),
     #[error("a frame of kind {0}, a client sends {COMMAND} alone")]
     Kind(u32),
     #[error("a frame of {0} bytes, at most {MAX_PAYLOAD} are allowed")]
     TooLong(u32),
+    #[error("it has not read its responses in {WRITE_TIMEOUT:?}")]
+    Unread,
 }
 
 struct Client {
@@ -60,7 +64,6 @@ pub(super) fn serve(
     capset_id: u32,
     shutdown: &Shutdown,
 ) -> Result<(), ClientError> {
-    stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
     let wake = Arc::new(rustix::event::eventfd(
         0,
         EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK,
@@ -99,7 +102,7 @@ pub(super) fn serve(
             PollFd::new(shutdown, PollFlags::IN),
         ];
         match rustix::event::poll(&mut poll, None) {
-            Err(rustix::io::Errno::INTR) => continue,
+            Err(Errno::INTR) => continue,
             other => other?,
         };
         let [socket, woken, ended] = poll.map(|fd| !fd.revents().is_empty());
@@ -115,10 +118,8 @@ pub(super) fn serve(
         if socket && !client.read(&mut buffer)? {
             return Ok(());
         }
-        match client.flush() {
-            // It left without reading its last responses.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-            flushed => flushed?,
+        if !client.flush(shutdown)? {
+            return Ok(());
         }
     }
 }
@@ -244,11 +245,41 @@ impl Client {
         self.output.extend_from_slice(bytes);
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        if !self.output.is_empty() {
-            self.stream.write_all(&self.output)?;
-            self.output.clear();
+    /// Sends the responses. `false` where the client leaves without them, or the daemon ends.
+    fn flush(&mut self, shutdown: &Shutdown) -> Result<bool, ClientError> {
+        let deadline = Instant::now() + WRITE_TIMEOUT;
+        let mut sent = 0;
+        while let Some(rest) = self.output.get(sent..).filter(|rest| !rest.is_empty()) {
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            match rustix::net::send(&self.stream, rest, flags) {
+                Ok(count) => sent = sent.saturating_add(count),
+                Err(Errno::INTR) => {}
+                Err(Errno::PIPE | Errno::CONNRESET) => return Ok(false),
+                Err(Errno::AGAIN) => {
+                    if !self.wait_for_room(deadline, shutdown)? {
+                        return Ok(false);
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
         }
-        Ok(())
+        self.output.clear();
+        Ok(true)
+    }
+
+    /// Waits until the client has read something. `false` where the daemon ends.
+    fn wait_for_room(&self, deadline: Instant, shutdown: &Shutdown) -> Result<bool, ClientError> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ClientError::Unread);
+        }
+        let mut poll = [
+            PollFd::new(&self.stream, PollFlags::OUT),
+            PollFd::new(shutdown, PollFlags::IN),
+        ];
+        // Interrupted: one look too many.
+        let _ = rustix::event::poll(&mut poll, Timespec::try_from(left).ok().as_ref());
+        let [_, ended] = poll.map(|fd| !fd.revents().is_empty());
+        Ok(!ended)
     }
 }

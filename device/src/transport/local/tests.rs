@@ -5,6 +5,7 @@ mod cut;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use hostblob_allocator::provider::fake::{FakeProvider, Seen};
 use hostblob_protocol::EnvelopeBuilder;
@@ -12,7 +13,7 @@ use hostblob_protocol::local::{COMMAND, Frame, HELLO, Hello, MAX_PAYLOAD, RESPON
 use hostblob_protocol::request::{
     CacheMode, Create, CreateFlags, Fill, MemoryRange, MemorySelector, Request,
 };
-use hostblob_protocol::virtio_gpu::{CmdSubmit, CtrlHdr, FLAG_FENCE, cmd, resp};
+use hostblob_protocol::virtio_gpu::{CmdSubmit, CtrlHdr, FLAG_FENCE, GetCapset, cmd, resp};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::client::MAX_KEPT;
@@ -259,6 +260,65 @@ fn a_client_that_waits_for_nothing_is_held_back() {
         assert_eq!(client.next_response()[..4], done, "{number}");
     }
     assert_eq!(fills(), MAX_KEPT + MORE);
+}
+
+/// A client that asks for more than it reads: a little, and often enough for each write to come to an end. The thread that asks, and how that ended.
+fn slow_reader(daemon: &Daemon) -> JoinHandle<io::ErrorKind> {
+    let client = daemon.connect().set_up();
+    let mut reads = client.0.try_clone().unwrap();
+    std::thread::spawn(move || {
+        let mut some = [0; 4096];
+        while reads.read(&mut some).is_ok_and(|length| length > 0) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    });
+    // The answer is many times as long as the question.
+    let question = CtrlHdr {
+        cmd_type: cmd::GET_CAPSET.into(),
+        ..CtrlHdr::default()
+    };
+    let capset = GetCapset {
+        capset_id: CAPSET_ID.into(),
+        capset_version: 1.into(),
+    };
+    let command = framed(&[question.as_bytes(), capset.as_bytes()].concat()).repeat(1000);
+    let mut asks = client.0;
+    std::thread::spawn(move || {
+        loop {
+            if let Err(error) = asks.write_all(&command) {
+                return error.kind();
+            }
+        }
+    })
+}
+
+#[test]
+fn a_client_that_reads_slowly_does_not_hold_up_the_end() {
+    let daemon = Daemon::start("local-slow-end");
+    let asks = slow_reader(&daemon);
+    // Until all buffers are full.
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(!asks.is_finished());
+    let start = Instant::now();
+    drop(daemon);
+    let took = start.elapsed();
+    assert!(took < Duration::from_millis(400), "{took:?}");
+    asks.join().unwrap();
+}
+
+#[test]
+fn a_client_that_reads_too_slowly_is_closed() {
+    let daemon = Daemon::start("local-slow");
+    let start = Instant::now();
+    let asks = slow_reader(&daemon);
+    while !asks.is_finished() {
+        assert!(start.elapsed() < Duration::from_secs(4), "it goes on");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let end = asks.join().unwrap();
+    let ends = [io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset];
+    assert!(ends.contains(&end), "{end}");
+    daemon.is_empty_soon();
 }
 
 /// It has its time; others are served meanwhile.
