@@ -24,10 +24,10 @@ pub(super) const MAX_ENTRIES: usize = 16 * MAX_PIECES;
 
 /// Most entries that are kept, of all resources of a guest. A guest that names one page in 262,144 entries would otherwise have 4 MiB kept for each
 /// of its blobs, 128 GiB for all that it may have.
-pub(super) const MAX_KEPT: usize = 1 << 16;
+pub(super) const MAX_KEPT_ENTRIES: usize = 1 << 16;
 
 /// Honest guests have a piece for each entry, and reach the limits of pieces first.
-const _: () = assert!(MAX_KEPT >= MAX_GUEST_PIECES + renderers::MAX_PIECES);
+const _: () = assert!(MAX_KEPT_ENTRIES >= MAX_GUEST_PIECES + renderers::MAX_PIECES);
 
 /// Guest memory, as files.
 pub trait GuestPages {
@@ -70,12 +70,11 @@ pub(super) fn entries(bytes: &[u8], count: u32) -> Result<Vec<MemEntry>, Fault> 
     if count > MAX_ENTRIES {
         return Err(too_many);
     }
-    let (announced, _) = <[MemEntry]>::ref_from_prefix_with_elems(bytes, count).map_err(|_| {
-        Fault::Truncated {
+    let (announced, _) =
+        <[MemEntry]>::ref_from_prefix_with_elems(bytes, count).map_err(|_| Fault::Truncated {
             needed: count.saturating_mul(size_of::<MemEntry>()),
             available: bytes.len(),
-        }
-    })?;
+        })?;
     let mut entries = Vec::new();
     for entry in announced {
         if entry.length.get() == 0 {
@@ -130,7 +129,7 @@ pub(super) fn pieces(entries: &[MemEntry], pages: &dyn GuestPages) -> Result<Vec
     Ok(pieces)
 }
 
-/// The entries of the resources that have guest pages, at most [`MAX_KEPT`].
+/// The entries of the resources that have guest pages, at most [`MAX_KEPT_ENTRIES`].
 #[derive(Debug, Default)]
 pub(super) struct Backings {
     entries: HashMap<u32, Vec<MemEntry>>,
@@ -141,8 +140,11 @@ pub(super) struct Backings {
 impl Backings {
     /// Whether so many more can be kept.
     pub(super) fn check_room(&self, entries: &[MemEntry]) -> Result<(), Fault> {
-        if self.kept.saturating_add(entries.len()) > MAX_KEPT {
-            return Err(Fault::Limit("pieces of guest memory are named", MAX_KEPT));
+        if self.kept.saturating_add(entries.len()) > MAX_KEPT_ENTRIES {
+            return Err(Fault::Limit(
+                "pieces of guest memory are named",
+                MAX_KEPT_ENTRIES,
+            ));
         }
         Ok(())
     }

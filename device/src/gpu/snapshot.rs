@@ -154,9 +154,8 @@ impl Gpu {
                     while !fields.is_empty() {
                         let (addr, length) = (fields.u64()?, fields.u32()?);
                         let kept = self.backings.append(resource, addr, length);
-                        let too_many = |_| {
-                            inconsistent("more pieces of guest memory than a guest can name")
-                        };
+                        let too_many =
+                            |_| inconsistent("more pieces of guest memory than a guest can name");
                         kept.map_err(too_many)?;
                     }
                 }

@@ -165,6 +165,15 @@ impl<'a> LateWindow<'a> {
         }
     }
 
+    /// Whether there is something to unmap when the guest uses the window no longer.
+    pub(super) fn is_mapped(&self) -> bool {
+        match &self.0 {
+            Mode::Premapped => false,
+            Mode::Whole { mapped_in, .. } => mapped_in.is_some(),
+            Mode::OnDemand { generation, .. } => generation.is_some(),
+        }
+    }
+
     /// Unmaps all that the guest has: nothing of this generation is left.
     pub(super) fn unmap(&mut self, generation: u32) {
         let (mappings, of) = match &mut self.0 {

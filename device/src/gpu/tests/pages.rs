@@ -16,7 +16,7 @@ use hostblob_protocol::virtio_gpu::{
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
 use super::*;
-use crate::gpu::backing::{Backings, MAX_KEPT};
+use crate::gpu::backing::{Backings, MAX_KEPT_ENTRIES};
 
 const MEMORY: u64 = 64 * PAGE;
 const RING: u32 = 100;
@@ -338,16 +338,17 @@ fn what_is_kept_of_a_guests_pages_is_bounded() {
     let mut machine = Machine::new();
     let file = Arc::new(machine.file.try_clone().unwrap());
     file.set_len(PAGES * PAGE).unwrap();
+    let size = usize::try_from(PAGES * PAGE).unwrap();
     let range = |at| {
         let file = FileOffset::from_arc(Arc::clone(&file), 0);
-        (GuestAddress(at), (PAGES * PAGE) as usize, Some(file))
+        (GuestAddress(at), size, Some(file))
     };
     machine.memory =
         GuestMemoryMmap::from_ranges_with_files([range(0x10_0000), range(SECOND)]).unwrap();
     let scattered: Vec<u64> = (0..PAGES)
         .map(|page| page + page % 2 * ((SECOND - 0x10_0000) / PAGE))
         .collect();
-    let blobs = u32::try_from(MAX_KEPT / scattered.len()).unwrap();
+    let blobs = u32::try_from(MAX_KEPT_ENTRIES / scattered.len()).unwrap();
     for resource in 1000..1000 + blobs {
         let body = guest_blob(resource, blob_mem::GUEST, &scattered);
         machine.ok(cmd::RESOURCE_CREATE_BLOB, 0, body.as_slice());
@@ -428,10 +429,7 @@ fn entries_of_an_earlier_host_are_read_and_joined() {
     };
     let (resource, entries) = kept[0];
     assert_eq!((kept.len(), resource), (1, 1));
-    assert_eq!(
-        pairs(entries),
-        [(0x10_9000, 4096), (0x10_3000, 8192)]
-    );
+    assert_eq!(pairs(entries), [(0x10_9000, 4096), (0x10_3000, 8192)]);
 
     let mut backings = Backings::default();
     for (addr, length) in [(0x9000, 4096), (0, 0), (0x3000, 4096), (0x4000, 4096)] {

@@ -38,6 +38,8 @@ pub(super) struct Backend<D> {
     common: CommonConfig,
     dma: DmaTable,
     msix_table: [u8; MSIX_TABLE.length as usize],
+    /// The device's configuration, which never changes: a processor of the guest that reads it does not wait for a command.
+    device_config: Vec<u8>,
     window: OwnedFd,
     window_size: u64,
     log: RateLimiter,
@@ -46,14 +48,17 @@ pub(super) struct Backend<D> {
 impl<D: Device> Backend<D> {
     /// The device after power-on. `window` is the window's file.
     pub(super) fn new(engine: Arc<Engine<D>>, window: OwnedFd) -> Self {
-        let (features, window_size) =
-            engine.with_device(|device| (device.features(), device.window_size()));
+        let (features, window_size, device_config) = engine.with_device(|device| {
+            let config = device.config().to_vec();
+            (device.features(), device.window_size(), config)
+        });
         Self {
             engine,
             config: ConfigSpace::new(window_size),
             common: CommonConfig::new(offered_features(features)),
             dma: DmaTable::default(),
             msix_table: [0; MSIX_TABLE.length as usize],
+            device_config,
             window,
             window_size,
             log: RateLimiter::new(),
@@ -78,8 +83,7 @@ impl<D: Device> Backend<D> {
                 *first = self.engine.interrupts.take_isr();
             }
         } else if let Some(within) = DEVICE.within(offset) {
-            self.engine
-                .with_device(|device| layout::read_at(device.config(), within, data));
+            layout::read_at(&self.device_config, within, data);
         }
     }
 

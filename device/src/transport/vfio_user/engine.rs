@@ -556,7 +556,9 @@ impl<D: Device, S: Signals> Engine<D, S> {
             let response = device.execute(tag.pack(), command, pages);
             let objects = device.shared_object_changes();
             let change = device.window_change();
-            (response, change, device.window_in_use(), objects)
+            // Where nothing is to be unmapped, nobody has to look through all blobs.
+            let in_use = !window.is_mapped() || device.window_in_use();
+            (response, change, in_use, objects)
         };
         for (uuid, is_there) in objects {
             self.interrupts.announce(uuid, is_there);

@@ -21,6 +21,8 @@ pub(in crate::transport) struct State {
     pub(in crate::transport) executed: Vec<Vec<u8>>,
     pub(in crate::transport) resets: usize,
     pub(in crate::transport) config_writes: Vec<(u64, Vec<u8>)>,
+    /// How often somebody asked whether the window is in use.
+    pub(in crate::transport) looks: usize,
     kept: Vec<(u64, Vec<u8>)>,
     completed: Vec<(u64, Vec<u8>)>,
 }
@@ -125,6 +127,11 @@ impl Device for FakeDevice {
 
     fn window_size(&self) -> u64 {
         WINDOW
+    }
+
+    fn window_in_use(&self) -> bool {
+        self.state.lock().looks += 1;
+        true
     }
 
     fn save(&mut self, sink: &mut dyn Write) -> Result<(), SaveError> {

@@ -421,9 +421,12 @@ fn rings_that_are_not_in_memory_stop_the_queue_until_they_are_back() {
     driver.offer_command(0, b"back", 24);
     let elsewhere = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(BUFFERS), 0x1000)]).unwrap();
     for memory in [&elsewhere, &GuestMemoryMmap::default()] {
-        let next = driver
-            .ring
-            .next(&mut driver.queue, memory, &mut driver.command, &mut driver.log);
+        let next = driver.ring.next(
+            &mut driver.queue,
+            memory,
+            &mut driver.command,
+            &mut driver.log,
+        );
         assert_eq!(next, Ok(Next::Unreachable));
         let (queue, log) = (&mut driver.queue, &mut driver.log);
         driver.ring.finish(queue, memory, 0, &[], log);

@@ -36,6 +36,14 @@ fn device_configuration_is_the_devices() {
 }
 
 #[test]
+fn the_configuration_is_read_while_a_command_is_executed() {
+    let (mut backend, _control) = backend();
+    let engine = Arc::clone(&backend.engine);
+    let read = engine.with_device(|_| get(&mut backend, VIRTIO_BAR, 0x200c));
+    assert_eq!(read, [1, 0, 0, 0]);
+}
+
+#[test]
 fn the_isr_byte_is_read_and_cleared() {
     let (mut backend, _control) = backend();
     backend

@@ -1,12 +1,12 @@
 use vm_memory::{Bytes, GuestAddress};
 
-use super::super::fake::FakeDevice;
+use super::super::fake::{Control, FakeDevice};
 use super::*;
 use crate::transport::lines::logged;
 
 const SIZE: u16 = 8;
-const AVAILABLE: u64 = 0x1000;
-const USED: u64 = 0x2000;
+const AVAILABLE: u32 = 0x1000;
+const USED: u32 = 0x2000;
 
 #[test]
 fn tags_come_back_as_they_were() {
@@ -24,20 +24,20 @@ fn queue() -> Queue {
     let mut queue = Queue::new(QUEUE_SIZE).unwrap();
     queue.set_size(SIZE);
     queue.set_desc_table_address(Some(0), Some(0));
-    queue.set_avail_ring_address(Some(AVAILABLE as u32), Some(0));
-    queue.set_used_ring_address(Some(USED as u32), Some(0));
+    queue.set_avail_ring_address(Some(AVAILABLE), Some(0));
+    queue.set_used_ring_address(Some(USED), Some(0));
     queue.set_ready(true);
     queue
 }
 
-fn engine() -> (Engine<FakeDevice>, GuestMemoryMmap) {
+fn engine() -> (Engine<FakeDevice>, GuestMemoryMmap, Control) {
     let wake = Wake::new().unwrap();
-    let (device, _) = FakeDevice::new(wake.waker());
+    let (device, control) = FakeDevice::new(wake.waker());
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap();
     let engine = Engine::new(device, wake);
     engine.set_memory(memory.clone());
     engine.set_bus_master(true);
-    (engine, memory)
+    (engine, memory, control)
 }
 
 /// Lines that one queue may log: a burst, and two a second.
@@ -48,9 +48,9 @@ fn most_lines(start: Instant) -> usize {
 
 #[test]
 fn a_guest_that_starts_its_queue_again_and_again_does_not_fill_the_log() {
-    let (engine, memory) = engine();
+    let (engine, memory, _) = engine();
     let (mut command, start) = (Vec::new(), Instant::now());
-    let index = GuestAddress(AVAILABLE + 2);
+    let index = GuestAddress(u64::from(AVAILABLE) + 2);
     let starts: [(&str, &dyn Fn()); 2] = [
         ("a reset", &|| {
             engine.reset();
@@ -68,7 +68,7 @@ fn a_guest_that_starts_its_queue_again_and_again_does_not_fill_the_log() {
                 begin();
                 memory.write_obj(4_u16, index).unwrap();
                 engine.turn(&mut command, &mut LateWindow::premapped());
-                let used: u16 = memory.read_obj(GuestAddress(USED + 2)).unwrap();
+                let used: u16 = memory.read_obj(GuestAddress(u64::from(USED) + 2)).unwrap();
                 assert_eq!(used, 4, "dropped, and given back: {what}, {round}");
                 memory.write_obj(200_u16, index).unwrap();
                 engine.turn(&mut command, &mut LateWindow::premapped());
@@ -77,4 +77,29 @@ fn a_guest_that_starts_its_queue_again_and_again_does_not_fill_the_log() {
         });
         assert!(lines.len() <= most_lines(start), "{what}: {}", lines.len());
     }
+}
+
+/// Of a guest without contexts that is a look at each of its blobs, 262,144 for each command.
+#[test]
+fn where_the_window_is_premapped_nobody_asks_whether_it_is_in_use() {
+    let (engine, memory, control) = engine();
+    engine.start([Some(queue()), None]);
+    // A chain of a command and room for its response.
+    memory
+        .write_obj([0x3000_u64, 5 | 1 << 32 | 1 << 48], GuestAddress(0))
+        .unwrap();
+    memory
+        .write_obj([0x3800_u64, 64 | 2 << 32], GuestAddress(16))
+        .unwrap();
+    memory.write_slice(b"hello", GuestAddress(0x3000)).unwrap();
+    memory
+        .write_obj(1_u16, GuestAddress(u64::from(AVAILABLE) + 2))
+        .unwrap();
+    engine.turn(&mut Vec::new(), &mut LateWindow::premapped());
+    let mut response = [0; 5];
+    memory
+        .read_slice(&mut response, GuestAddress(0x3800))
+        .unwrap();
+    assert_eq!(&response, b"olleh");
+    assert_eq!(control.state.lock().looks, 0);
 }
