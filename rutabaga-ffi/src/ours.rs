@@ -262,9 +262,7 @@ impl Ours {
         // Nobody asks by these names here.
         self.guest.shared_object_changes();
         if let Some(why) = &self.no_export {
-            return Err(Error::NoExport(format!(
-                "{why}; load the kernel module udmabuf (modprobe udmabuf), and give this user access to the device"
-            )));
+            return Err(Error::NoExport(why.clone()));
         }
         let descriptor = self.guest.shared_object(uuid)?;
         descriptor

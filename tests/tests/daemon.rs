@@ -89,6 +89,13 @@ fn each_thread_has_given_up_what_it_does_not_need() {
             }
         }
     }
+    // A guest decides how many files its memory is in.
+    let limits = std::fs::read_to_string(format!("/proc/{driver}/limits")).expect("its limits");
+    let files = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"));
+    let files: Vec<&str> = files.expect("its limit").split_whitespace().collect();
+    assert_eq!(files[0], files[1], "soft and hard");
     fixture::finish(daemon);
     let builder = fixture::daemon(Provider::Vulkan, WINDOW).args(["--sandbox", "off"]);
     let daemon = builder.start().expect("hostblobd starts");

@@ -333,13 +333,13 @@ fn memory_is_handed_in() {
     let (mut client, guest) = (daemon.client(), daemon.guest());
     let memory = memfd(b"from the host");
     let token = client.hand_in(&memory).unwrap();
-    let foreign = guest.exports.take_import(token.0).unwrap().unwrap();
+    let foreign = guest.exports.take_import(token.0).unwrap();
     assert_eq!(foreign.size, SIZE);
-    assert_eq!(inode(&foreign.descriptor), inode(&memory));
+    assert_eq!(inode(&foreign.file), inode(&memory));
     client.take_back(token).unwrap();
     assert!(guest.exports.take_import(token.0).is_none());
     let mut text = [0; 13];
-    rustix::io::pread(&foreign.descriptor, &mut text, 0).unwrap();
+    rustix::io::pread(&foreign.file, &mut text, 0).unwrap();
     assert_eq!(&text, b"from the host");
 
     let null = std::fs::File::open("/dev/null").unwrap();
