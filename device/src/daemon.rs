@@ -94,11 +94,19 @@ pub fn run(flags: &Serve) -> Result<(), DaemonError> {
 
 /// All threads allocate from one heap. glibc makes up to eight for each processor as threads come and go with guests, and each keeps what the tables
 /// of one guest took: 5 to 19 MiB resident in place of 1. Contention is rare, since glibc serves what is small from a cache of the thread.
+///
+/// And tables are never part of it: glibc keeps those of a size that was freed once, and something small behind one keeps it resident.
 fn one_heap() {
+    /// Bytes: glibc's own, until something larger is freed.
     #[cfg(target_env = "gnu")]
-    // SAFETY: mallopt(3) takes any value, and there is no second thread yet. Its result says that this parameter is known, as it is since glibc 2.10.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 1);
+    const TABLE: libc::c_int = 128 << 10;
+    #[cfg(target_env = "gnu")]
+    for (parameter, value) in [(libc::M_ARENA_MAX, 1), (libc::M_MMAP_THRESHOLD, TABLE)] {
+        // SAFETY: mallopt(3) takes any value, and there is no second thread yet. Its result says that the parameter is known, as both are since
+        // glibc 2.10.
+        unsafe {
+            libc::mallopt(parameter, value);
+        }
     }
 }
 
