@@ -224,7 +224,8 @@ impl<D: Device> Backend<D> {
     }
 }
 
-/// Before the data is touched: until then it is address space.
+/// Of a read, before the data is touched: until then it is address space. What a VMM writes is here already, however much it has sent: the crate
+/// vfio_user takes any length.
 fn check_length(length: usize) -> io::Result<()> {
     if length > MAX_ACCESS {
         Err(io::ErrorKind::InvalidInput.into())
