@@ -294,38 +294,24 @@ fn argument(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Says that this test is the process that gives up the rest.
-    const RESTRICTED: &str = "HOSTBLOB_TEST_RESTRICTED";
+    use crate::transport::cut::alone;
 
     /// As rutabaga has it, in a process of its own: what is given up cannot be had again.
     #[test]
     fn a_wayland_client_pastes_through_a_pipe() {
-        if std::env::var_os(RESTRICTED).is_none() {
-            let name = "sandbox::calls::tests::a_wayland_client_pastes_through_a_pipe";
-            let mut command = std::process::Command::new(std::env::current_exe().unwrap());
-            let output = command
-                .args([name, "--exact"])
-                .env(RESTRICTED, "1")
-                .output();
-            let output = output.unwrap();
-            let text = String::from_utf8_lossy(&output.stdout);
-            assert!(
-                output.status.success() && text.contains("1 passed"),
-                "{text}"
-            );
-            return;
-        }
-        crate::sandbox::drop_privileges().unwrap();
-        let needs = Needs {
-            compositor: true,
-            ..Needs::default()
-        };
-        restrict(&needs).unwrap();
-        let (reader, writer) = rustix::pipe::pipe().unwrap();
-        assert_eq!(rustix::io::write(&writer, b"pasted"), Ok(6));
-        let mut bytes = [0; 6];
-        assert_eq!(rustix::io::read(&reader, &mut bytes), Ok(6));
-        assert_eq!(&bytes, b"pasted");
+        let name = "sandbox::calls::tests::a_wayland_client_pastes_through_a_pipe";
+        alone(name, || {
+            crate::sandbox::drop_privileges().unwrap();
+            let needs = Needs {
+                compositor: true,
+                ..Needs::default()
+            };
+            restrict(&needs).unwrap();
+            let (reader, writer) = rustix::pipe::pipe().unwrap();
+            assert_eq!(rustix::io::write(&writer, b"pasted"), Ok(6));
+            let mut bytes = [0; 6];
+            assert_eq!(rustix::io::read(&reader, &mut bytes), Ok(6));
+            assert_eq!(&bytes, b"pasted");
+        });
     }
 }

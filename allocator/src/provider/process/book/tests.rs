@@ -35,6 +35,27 @@ fn ok(book: &mut Book, sequence: u64, request: Request, process: u64) {
     }
 }
 
+/// A book whose process has allocated [`DEVICE`], of [`LENGTH`] bytes.
+fn with_device_memory() -> (Book, Receiver<Completion>) {
+    let (mut book, answers) = book();
+    let allocate = Request::Allocate {
+        attachment: DEVICE,
+        length: LENGTH,
+        memory_type: 0,
+    };
+    ok(&mut book, 1, allocate, 1);
+    (book, answers)
+}
+
+/// Asks where [`DEVICE`] is; the process says yes, with what is beside it.
+fn export(book: &mut Book, sequence: u64, beside: Beside) -> Result<Kind, Nonsense> {
+    let export = Request::Export { attachment: DEVICE };
+    let [message] = &book.request(sequence, export, Some(1))[..] else {
+        panic!("one message");
+    };
+    book.answered(message.number, Ok(()), beside)
+}
+
 fn fill(attachment: AttachmentId) -> Request {
     Request::Fill {
         attachment,
@@ -62,22 +83,12 @@ fn an_export_is_a_file_that_keeps_its_size() {
     ];
     let lies = lies.map(|(descriptors, why)| (descriptors, Err(Nonsense(why))));
     for (descriptors, expected) in honest.into_iter().chain(lies) {
-        let (mut book, answers) = book();
-        let allocate = Request::Allocate {
-            attachment: DEVICE,
-            length: LENGTH,
-            memory_type: 0,
-        };
-        ok(&mut book, 1, allocate, 1);
-        let export = Request::Export { attachment: DEVICE };
-        let [message] = &book.request(2, export, Some(1))[..] else {
-            panic!("one message");
-        };
+        let (mut book, answers) = with_device_memory();
         let beside = Beside {
             files: descriptors,
             is_cut: false,
         };
-        let heard = book.answered(message.number, Ok(()), beside);
+        let heard = export(&mut book, 2, beside);
         assert_eq!(heard.map(drop), expected);
         answers.recv().unwrap().result.unwrap();
         match expected {
@@ -99,24 +110,14 @@ fn an_export_is_a_file_that_keeps_its_size() {
 /// The limit is that of this process: the other one goes on.
 #[test]
 fn an_export_whose_descriptor_had_no_room_here_fails_alone() {
-    let (mut book, answers) = book();
-    let allocate = Request::Allocate {
-        attachment: DEVICE,
-        length: LENGTH,
-        memory_type: 0,
-    };
-    ok(&mut book, 1, allocate, 1);
+    let (mut book, answers) = with_device_memory();
     for (sequence, is_cut) in [(2, true), (3, false)] {
-        let export = Request::Export { attachment: DEVICE };
-        let [message] = &book.request(sequence, export, Some(1))[..] else {
-            panic!("one message");
-        };
         let files = if is_cut {
             Vec::new()
         } else {
             vec![memfd(LENGTH)]
         };
-        let heard = book.answered(message.number, Ok(()), Beside { files, is_cut });
+        let heard = export(&mut book, sequence, Beside { files, is_cut });
         assert_eq!(heard, Ok(Kind::Message));
     }
     assert_eq!(answers.recv().unwrap().result, Ok(None));

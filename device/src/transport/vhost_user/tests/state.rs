@@ -154,18 +154,23 @@ fn only_a_stopped_device_and_one_transfer_at_a_time() {
     assert_eq!(vmm.create_context(1), resp::OK_NODATA);
 }
 
-#[test]
-fn a_vmm_that_does_not_read_keeps_nobody_up() {
-    let mut daemon = Daemon::start();
+/// A guest with more in its memory than a pipe takes.
+fn with_much(daemon: &Daemon) -> Vmm {
     let mut vmm = qemu::run(&daemon.path, PROTOCOL_FEATURES);
     assert_eq!(vmm.create_context(1), resp::OK_NODATA);
     for resource in 1..100 {
         assert_eq!(vmm.create_blob(1, resource), resp::OK_NODATA);
         assert_eq!(vmm.map_blob(resource), resp::OK_MAP_INFO);
-        let page = vec![7; 4096];
         let at = u64::from(resource) * 4096;
-        mapped(&vmm).write_all_at(&page, at).unwrap();
+        mapped(&vmm).write_all_at(&[7; 4096], at).unwrap();
     }
+    vmm
+}
+
+#[test]
+fn a_vmm_that_does_not_read_keeps_nobody_up() {
+    let mut daemon = Daemon::start();
+    let mut vmm = with_much(&daemon);
     let bases = qemu::stop(&mut vmm);
     let (reader, writer) = pipe();
     assert!(begin(&vmm, Direction::SAVE, writer));
@@ -187,14 +192,7 @@ fn a_vmm_that_does_not_read_keeps_nobody_up() {
 #[test]
 fn a_vmm_whose_pipe_blocks_keeps_nobody_up() {
     let mut daemon = Daemon::start();
-    let mut vmm = qemu::run(&daemon.path, PROTOCOL_FEATURES);
-    assert_eq!(vmm.create_context(1), resp::OK_NODATA);
-    for resource in 1..100 {
-        assert_eq!(vmm.create_blob(1, resource), resp::OK_NODATA);
-        assert_eq!(vmm.map_blob(resource), resp::OK_MAP_INFO);
-        let at = u64::from(resource) * 4096;
-        mapped(&vmm).write_all_at(&[7; 4096], at).unwrap();
-    }
+    let mut vmm = with_much(&daemon);
     let stuck = |vmm: &mut Vmm| {
         let bases = qemu::stop(vmm);
         let (reader, writer) = pipe();
