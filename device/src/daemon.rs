@@ -140,10 +140,13 @@ pub(crate) fn serve(
         })?),
         None => None,
     };
-    if let Some(path) = &flags.save {
-        save_on_signal(path.clone(), Arc::clone(&snapshots))
-            .map_err(|e| DaemonError::System("signal handlers", e))?;
-    }
+    let _saver = match &flags.save {
+        Some(path) => {
+            let started = Saver::start(path.clone(), Arc::clone(&snapshots));
+            Some(started.map_err(|e| DaemonError::System("signal handlers", e))?)
+        }
+        None => None,
+    };
     let local = serve_on(
         flags.local_socket.as_deref(),
         "the local socket",
@@ -347,25 +350,49 @@ fn first_restored(
     }
 }
 
-/// Saves the VM's device to `path` on each SIGUSR1.
-fn save_on_signal(path: PathBuf, snapshots: Arc<Snapshots>) -> std::io::Result<()> {
-    let mut signals = signal_hook::iterator::Signals::new([SIGUSR1])?;
-    std::thread::Builder::new()
-        .name("hostblob-save".into())
-        .spawn(move || {
-            for _ in signals.forever() {
-                let start = Instant::now();
-                match snapshots.save_file(&path) {
-                    Ok(bytes) => log::info!(
-                        "saved {bytes} bytes to {} in {:?}",
-                        path.display(),
-                        start.elapsed()
-                    ),
-                    Err(error) => log::error!("nothing is saved to {}: {error}", path.display()),
+/// Saves the VM's device to a file on each SIGUSR1, until it drops: what is being saved by then is saved.
+struct Saver {
+    signals: signal_hook::iterator::Handle,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Saver {
+    fn start(path: PathBuf, snapshots: Arc<Snapshots>) -> std::io::Result<Self> {
+        let mut signals = signal_hook::iterator::Signals::new([SIGUSR1])?;
+        let handle = signals.handle();
+        let thread = std::thread::Builder::new()
+            .name("hostblob-save".into())
+            .spawn(move || {
+                for _ in signals.forever() {
+                    save(&path, &snapshots);
                 }
-            }
-        })?;
-    Ok(())
+            })?;
+        Ok(Self {
+            signals: handle,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Saver {
+    fn drop(&mut self) {
+        self.signals.close();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn save(path: &Path, snapshots: &Snapshots) {
+    let start = Instant::now();
+    match snapshots.save_file(path) {
+        Ok(bytes) => log::info!(
+            "saved {bytes} bytes to {} in {:?}",
+            path.display(),
+            start.elapsed()
+        ),
+        Err(error) => log::error!("nothing is saved to {}: {error}", path.display()),
+    }
 }
 
 /// Listens for `path`, if there is one, with a thread of its own.

@@ -316,6 +316,12 @@ fn hostblobd_saves_on_a_signal_and_begins_with_what_was_saved() {
         let process = rustix::process::getpid();
         rustix::process::kill_process(process, rustix::process::Signal::USR1).unwrap();
     };
+    let saves = || {
+        let threads = std::fs::read_dir("/proc/self/task").unwrap();
+        let name = |path: std::path::PathBuf| std::fs::read_to_string(path).unwrap_or_default();
+        let mut names = threads.map(|thread| name(thread.unwrap().path().join("comm")));
+        names.any(|name| name.trim_end() == "hostblob-save")
+    };
     signal();
     std::thread::sleep(Duration::from_millis(50));
     assert!(!file.exists(), "no VMM is connected");
@@ -340,7 +346,9 @@ fn hostblobd_saves_on_a_signal_and_begins_with_what_was_saved() {
     to.frontend.add_mem_region(&to.region()).unwrap();
     to.take_over(&from);
     drop(from);
+    assert!(saves());
     daemon.end().unwrap();
+    assert!(!saves(), "a thread is left");
     qemu::start(&mut to, bases);
     let mut found = [0; 8];
     mapped(&to).read_exact_at(&mut found, 4096).unwrap();
