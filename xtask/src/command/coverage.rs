@@ -10,6 +10,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use super::setup;
 use crate::{build, daemon};
 use counted::Counted;
 
@@ -42,6 +43,7 @@ type Lines = BTreeMap<PathBuf, BTreeMap<usize, u64>>;
 
 /// Measures, and prints a table; an error where a crate has too little.
 pub fn run(flags: &Flags) -> Result<()> {
+    setup::run()?;
     let lines = measure()?;
     let mut total = Figures::default();
     let mut low = Vec::new();

@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use super::setup;
 use crate::progress::step;
 use crate::{build, daemon, nightly};
 
@@ -27,7 +28,7 @@ const CRATES: [&str; 7] = [
 ];
 
 /// Tests that are left out.
-const SKIPPED: [&str; 8] = [
+const SKIPPED: [&str; 9] = [
     // Our libraries in C programs, which would need Rust's sanitizer. What they call is called from Rust by others.
     "the_example_works_with_the_static_library",
     "the_example_works_with_the_shared_library_under_its_own_name",
@@ -36,6 +37,7 @@ const SKIPPED: [&str; 8] = [
     "another_library_is_replaced_by_its_path_alone",
     // They measure resident memory, which is the sanitizer's here.
     "nothing_grows_however_many_memories_lived",
+    "nothing_grows_however_many_commands_are_refused",
     "qemu_is_killed_and_started_again",
     // Limits the address space, of which the sanitizer takes 20 TB.
     "a_daemon_without_room_for_mappings_refuses_and_goes_on",
@@ -72,6 +74,7 @@ pub fn run(flags: &Flags) -> Result<()> {
             nightly::MISSING
         );
     }
+    setup::run()?;
     let suite = Suite::new(flags.filter.as_deref())?;
     let mut failed = Vec::new();
     if !suite.unit_tests()? {
@@ -177,12 +180,15 @@ impl<'a> Suite<'a> {
     }
 
     fn unit_tests(&self) -> Result<bool> {
+        let packages = CRATES.map(|name| format!("--package=hostblob-{name}"));
+        // Tests run them.
+        let mut examples = self.cargo(&["build", "--examples"]);
+        if !succeeds(examples.args(&packages))? {
+            return Ok(false);
+        }
         self.rounds(|finds_leaks, names| {
             let mut command = self.cargo(&["test", "--no-fail-fast", "--lib", "--bins", "--tests"]);
-            command
-                .args(CRATES.map(|name| format!("--package=hostblob-{name}")))
-                .arg("--")
-                .args(names);
+            command.args(&packages).arg("--").args(names);
             self.options(&mut command, finds_leaks);
             succeeds(&mut command)
         })

@@ -6,7 +6,7 @@ use crate::environment::Environment;
 use crate::host_packages::{self, Extent};
 use crate::progress::note;
 
-/// Installs everything.
+/// Installs everything that tests need.
 pub fn run() -> Result<()> {
     host_packages::ensure(Extent::Test)?;
     let environment = Environment::prepare()?;

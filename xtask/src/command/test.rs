@@ -7,10 +7,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use super::{fuzz, interleavings};
-use crate::environment::Environment;
-use crate::host_packages::{self, Extent};
-use crate::progress::{note, step};
+use super::{fuzz, interleavings, setup};
+use crate::progress::step;
 use crate::{build, cache};
 
 /// Pinned, so that a new release of the tool does not change what passes.
@@ -40,9 +38,7 @@ impl AddAssign for Totals {
 
 /// Runs all; the error says what failed.
 pub fn run(flags: &Flags) -> Result<()> {
-    host_packages::ensure(Extent::Test)?;
-    let environment = Environment::prepare()?;
-    note(&format!("using {}", environment.qemu.version()));
+    setup::run()?;
     // Later steps look at all crates offline.
     step("fetching crates", || {
         build::cargo(&["fetch", "--quiet", "--locked"], &[])
