@@ -12,12 +12,16 @@
 //! A memory owns its bytes: the lease or the parking spot is inside it, so bytes are given back when, and only when, the memory
 //! drops. A memory dies with its names and its blob: whoever of them is the last.
 
+mod slice;
+
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use hostblob_protocol::request::CreateFlags;
 use uuid::Uuid;
+
+pub(crate) use slice::Slice;
 
 use crate::context::ContextRef;
 use crate::exports::ExportId;
@@ -182,21 +186,6 @@ impl Shared {
     };
 }
 
-/// Part of a memory: inside it by construction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Slice {
-    pub(crate) offset: u64,
-    pub(crate) length: u64,
-}
-
-impl Slice {
-    pub(crate) fn overlaps(self, other: Slice) -> bool {
-        // Both end inside memories, so the sums exist.
-        self.offset < other.offset.saturating_add(other.length)
-            && other.offset < self.offset.saturating_add(self.length)
-    }
-}
-
 impl Memory {
     /// Memory that nobody has a name for, or has used or shared.
     pub(crate) fn new(context: ContextRef, size: u64, memory_type: u32, home: Home) -> Self {
@@ -228,14 +217,11 @@ impl Memory {
 
     /// Checks a guest's range against the size.
     pub(crate) fn slice(&self, offset: u64, length: u64) -> Result<Slice, crate::Error> {
-        match offset.checked_add(length) {
-            Some(end) if end <= self.size && length != 0 => Ok(Slice { offset, length }),
-            _ => Err(crate::Error::Range {
-                offset,
-                length,
-                size: self.size,
-            }),
-        }
+        Slice::new(offset, length, self.size).ok_or(crate::Error::Range {
+            offset,
+            length,
+            size: self.size,
+        })
     }
 
     /// The name that dies with the blob, where both were created in one.

@@ -6,6 +6,7 @@ pub mod demo;
 pub mod fuzz;
 pub mod install;
 pub mod interleavings;
+pub mod kani;
 pub mod miri;
 pub mod sanitize;
 pub mod setup;

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::command::{
-    DaemonFlags, bench, coverage, demo, fuzz, install, interleavings, miri, sanitize, setup, test,
-    vm,
+    DaemonFlags, bench, coverage, demo, fuzz, install, interleavings, kani, miri, sanitize, setup,
+    test, vm,
 };
 
 /// Set-up, demo, tests and virtual machines of hostblob.
@@ -42,6 +42,8 @@ enum Command {
     Interleavings(interleavings::Flags),
     /// Run what needs no kernel under Miri, which finds undefined behaviour
     Miri,
+    /// Prove, with Kani, what must hold of a guest's numbers
+    Kani,
     /// Run the tests on AddressSanitizer and LeakSanitizer
     Sanitize(sanitize::Flags),
     /// Run something of your own in the guest
@@ -104,6 +106,7 @@ fn run(command: &Command) -> Result<u8> {
         Command::Fuzz(flags) => fuzz::run(flags).map(|()| 0),
         Command::Interleavings(flags) => interleavings::run(flags).map(|()| 0),
         Command::Miri => miri::run().map(|()| 0),
+        Command::Kani => kani::run().map(|()| 0),
         Command::Sanitize(flags) => sanitize::run(flags).map(|()| 0),
         Command::Setup => setup::run().map(|()| 0),
         Command::Install(flags) => install::run(flags).map(|()| 0),

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `mod.rs` | contexts, fences, reset, what happens when GPU work is done |
 //! | `blobs.rs` | the blob commands of virtio-gpu |
-//! | `backing.rs` | blobs in the guest's own pages, and transfers |
+//! | `backing.rs`, `transfer.rs` | blobs in the guest's own pages, and transfers |
 //! | `sharing.rs` | names beyond one context |
 //! | `export.rs` | what host processes see |
 //! | `objects.rs` | what other devices of the VM have |
@@ -22,6 +22,7 @@ mod objects;
 mod residence;
 mod sharing;
 pub mod snapshot;
+mod transfer;
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -29,10 +30,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
-pub use backing::{MAX_GUEST_PIECES, MAX_PIECES, MAX_TRANSFER_ROWS, Transfer};
+pub use backing::{MAX_GUEST_PIECES, MAX_PIECES};
 pub(crate) use blobs::NO_TYPE;
 pub use blobs::{BlobSpec, MAX_RESOURCES, Mapped, Mapping};
 pub use fence::Fence;
+pub use transfer::{MAX_TRANSFER_ROWS, Transfer};
 
 use hostblob_capset::Capset;
 use uuid::Uuid;

@@ -87,9 +87,43 @@ impl Span {
     }
 }
 
+#[cfg(any(test, kani))]
+mod laws;
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// Near a small number of pages, near the end of all numbers, or anything.
+    fn number() -> impl Strategy<Value = u64> {
+        let near = prop_oneof![4 => Just(0), 1 => Just(1), 1 => Just(u64::MAX)];
+        let small =
+            (0..12_u64, near.clone()).prop_map(|(pages, near)| (pages * PAGE).wrapping_add(near));
+        let large = (0..4_u64, near)
+            .prop_map(|(pages, near)| (pages * PAGE).wrapping_neg().wrapping_add(near));
+        prop_oneof![6 => small, 2 => large, 1 => any::<u64>()]
+    }
+
+    fn span() -> impl Strategy<Value = Span> {
+        let bounds = |pages: u64| (0..pages, 1..pages);
+        let spans = prop_oneof![bounds(12), bounds(u64::MAX / PAGE / 2)];
+        spans.prop_map(|(start, pages)| Span {
+            start: start * PAGE,
+            end: (start + pages) * PAGE,
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn the_laws_hold(offset in number(), length in number(), size in number(), one in span(), other in span(), byte in number()) {
+            laws::checked(offset, length, size);
+            laws::intersected(one, other, byte);
+            laws::split(one, offset & !(PAGE - 1), byte);
+            laws::split(one, other.start, one.start);
+        }
+    }
 
     #[test]
     fn extremes_are_refused() {
@@ -109,13 +143,7 @@ mod tests {
         ];
         for offset in values {
             for length in values {
-                let fits = u128::from(offset) + u128::from(length) <= u128::from(size);
-                let whole = offset % PAGE == 0 && length % PAGE == 0 && length != 0;
-                assert_eq!(
-                    Span::new(offset, length, size).is_ok(),
-                    fits && whole,
-                    "{offset:#x} {length:#x}"
-                );
+                laws::checked(offset, length, size);
             }
         }
     }
