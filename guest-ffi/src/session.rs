@@ -59,6 +59,18 @@ fn round_up(size: u64, granule: u64) -> Result<u64> {
         .ok_or_else(|| Error::status_of(Status::OutOfHostMemory, format!("{size} bytes")))
 }
 
+/// A kernel is told of no refusal, and this is the first call that waits for the host: what it cannot map is of a context that was refused, or is
+/// beyond what the context may have.
+fn no_context(error: Error) -> Error {
+    match error.status() {
+        Some(Status::NotMappable) => Error::NoDevice(
+            "the host makes no context, or has no memory for its first page: hostblobd's log says why"
+                .to_owned(),
+        ),
+        _ => error,
+    }
+}
+
 impl Session {
     /// Connects, negotiates, and opens the control page.
     pub(crate) fn open(options: &OpenOptions) -> Result<Self> {
@@ -82,7 +94,7 @@ impl Session {
             command: &[],
         };
         let control = transport.create_blob(&spec)?;
-        let page = transport.map_blob(&control)?;
+        let page = transport.map_blob(&control).map_err(no_context)?;
         let slots = ring(&page)?.slots();
         let session = Self {
             transport,

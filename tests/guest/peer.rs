@@ -94,6 +94,8 @@ pub fn run(role: &str, arguments: &[String]) -> Result<()> {
         "import" => import(&device),
         "import_uuid" => import_uuid(&device, arguments),
         "map_foreign" => map_foreign(&device, arguments),
+        "greedy" => greedy(&device),
+        "many" => many(device),
         _ => bail!("no role {role}"),
     }
 }
@@ -107,6 +109,14 @@ fn say(line: &str) -> Result<()> {
 fn wait_for_end() -> Result<()> {
     std::io::stdin().read_to_end(&mut Vec::new())?;
     Ok(())
+}
+
+/// Does it over and over until we are to end.
+fn until_end(mut step: impl FnMut()) {
+    let waiting = std::thread::spawn(wait_for_end);
+    while !waiting.is_finished() {
+        step();
+    }
 }
 
 fn sizes(arguments: &[String]) -> Result<Vec<u64>> {
@@ -191,6 +201,41 @@ fn map_foreign(device: &Device, arguments: &[String]) -> Result<()> {
         "the host GPU wrote {first:x?}"
     );
     say(&memory.size().to_string())
+}
+
+/// Makes holes of a page, takes all that there is, and goes on: has the host GPU fill what it gives back at once, and takes again. Tells how many it has.
+fn greedy(device: &Device) -> Result<()> {
+    let small = allocate(device, &[4096; 500])?;
+    let mut held: Vec<Memory> = small.into_iter().step_by(2).collect();
+    let take = |size| device.allocate(&AllocateInfo::new(size).dedicated());
+    const LEAST: u64 = 64 << 10;
+    for size in [16 << 20, 1 << 20, LEAST] {
+        held.extend(std::iter::from_fn(|| take(size).ok()));
+    }
+    say(&held.len().to_string())?;
+    until_end(|| {
+        if let Some(memory) = held.pop() {
+            // Nobody waits for it.
+            let _ = device.fill(&memory, 0, WHOLE_SIZE, 0x9999_9999);
+        }
+        held.extend(take(LEAST));
+    });
+    Ok(())
+}
+
+/// Opens many contexts, and goes on: closes one and opens one. Tells how many it has.
+fn many(device: Device) -> Result<()> {
+    /// Fewer than a local socket serves, and than there are shares.
+    const MOST: usize = 40;
+    let open = || Device::open(&OpenOptions::default());
+    let mut devices = vec![device];
+    devices.extend(std::iter::from_fn(|| open().ok()).take(MOST));
+    say(&devices.len().to_string())?;
+    until_end(|| {
+        devices.pop();
+        devices.extend(open());
+    });
+    Ok(())
 }
 
 fn uuid(arguments: &[String]) -> Result<[u8; 16]> {

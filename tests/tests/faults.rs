@@ -16,8 +16,9 @@ use xtask::daemon::{Daemon, DaemonBuilder};
 
 use crate::fixture;
 
-/// Calls, and how they fail. Memory of the process itself is not among them: no Rust program lives on where that fails.
-const FAULTS: [(&str, &str); 22] = [
+/// Calls, and how they fail. Memory of the process itself is not among them: no Rust program lives on where that fails. So mmap is that of [`MAPPED`].
+const FAULTS: [(&str, &str); 23] = [
+    ("mmap", "ENOMEM"),
     ("memfd_create", "EMFILE"),
     ("ftruncate", "ENOSPC"),
     ("fallocate", "ENOSPC"),
@@ -41,6 +42,14 @@ const FAULTS: [(&str, &str); 22] = [
     ("eventfd2", "EMFILE"),
     ("mincore", "EAGAIN"),
     ("lseek", "EINVAL"),
+];
+
+/// Files whose mappings fail: what guests see, and where their bytes are meanwhile. As strace names them, and as Linux does.
+const MAPPED: [&str; 4] = [
+    "/memfd:hostblob-window",
+    "/memfd:hostblob-window (deleted)",
+    "/memfd:hostblob-parking",
+    "/memfd:hostblob-parking (deleted)",
 ];
 
 /// Calls of each that fail by default.
@@ -84,6 +93,14 @@ fn work(daemon: &Daemon, is_cleaned: impl Fn() -> bool) -> hostblob_guest::Resul
         memory.read(0, &mut first)?;
         assert_eq!(first, [1; 8], "after a fill that is done");
     }
+    // Nobody has mapped it, so its bytes are elsewhere first.
+    let late = device.allocate(&AllocateInfo::new(65536).deferred())?;
+    device.fill(&late, 0, WHOLE_SIZE, 0x0202_0202)?.wait(None)?;
+    late.map()?;
+    let mut first = [1; 8];
+    late.read(0, &mut first)?;
+    assert_eq!(first, [2; 8], "after a fill before the map");
+    drop(late);
     device.budget(0)?;
     // Nobody takes the place of what was freed last, so it is the cleaner's.
     let deadline = Instant::now() + CLEANING;
@@ -132,9 +149,13 @@ fn fail(call: &str, error: &str, number: u32, usual: usize) -> bool {
     let inject = format!("inject={call}:error={error}:when={number}");
     let filter = format!("trace={call}");
     let path = trace.path().to_string_lossy().into_owned();
-    let strace = [
-        "strace", "-D", "-I", "2", "-f", "-qq", "-o", &path, "-e", &filter, "-e", &inject, "--",
+    let mut strace = vec![
+        "strace", "-D", "-I", "2", "-f", "-qq", "-o", &path, "-e", &filter, "-e", &inject,
     ];
+    if call == "mmap" {
+        strace.extend(MAPPED.iter().flat_map(|file| ["-P", file]));
+    }
+    strace.push("--");
     let traced = || fs::read_to_string(trace.path()).unwrap_or_default();
     let injected = || traced().contains("(INJECTED)");
     match builder().under(strace).start() {

@@ -1,6 +1,10 @@
 //! What is too much, or not what was expected, is refused with its status, and the next request is served.
 
-use anyhow::{Context, Result, ensure};
+use std::collections::VecDeque;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
 use hostblob_guest::capset::Cache;
 use hostblob_guest::protocol::request::{Create, Free, Map};
 use hostblob_guest::{
@@ -177,6 +181,16 @@ pub fn quota_of_the_device_is_refused_and_refunded(setup: &Setup) -> Result<()> 
     );
     let budget = device.budget(0)?;
     ensure!(budget.budget < budget.usage + 16 * MIB, "{budget:?}");
+    let mut rest = Vec::new();
+    for size in [MIB, 64 << 10] {
+        let take = || device.allocate(&AllocateInfo::new(size).dedicated()).ok();
+        rest.extend(std::iter::from_fn(take));
+    }
+    match setup.open().err().map(|error| format!("{error:#}")) {
+        None => bail!("a context for which there is no share"),
+        Some(text) => ensure!(text.contains("makes no context"), "{text}"),
+    }
+    drop(rest);
     peer.finish()?;
     eventually("the refund", || {
         Ok(device
@@ -189,6 +203,82 @@ pub fn quota_of_the_device_is_refused_and_refunded(setup: &Setup) -> Result<()> 
         "{status:?} with the device to itself"
     );
     Ok(())
+}
+
+/// Memory that a process takes, has filled by the host GPU and gives back, while it holds `HELD` of it: within a share.
+struct Turns {
+    allocations: Vec<Duration>,
+    fills: Vec<Duration>,
+}
+
+impl Turns {
+    /// Each must be served: with zeros first, then with what is written there.
+    fn take(device: &Device) -> Result<Self> {
+        const SIZE: u64 = 64 << 10;
+        const HELD: usize = 12;
+        let mut turns = Self {
+            allocations: Vec::new(),
+            fills: Vec::new(),
+        };
+        let mut held = VecDeque::new();
+        for turn in 0..5 * HELD {
+            if held.len() == HELD {
+                held.pop_front();
+            }
+            let start = Instant::now();
+            let memory = own(device, SIZE).with_context(|| format!("turn {turn}"))?;
+            turns.allocations.push(start.elapsed());
+            pattern::check_zero(&memory)?;
+            let start = Instant::now();
+            done(device.fill(&memory, 0, SIZE / 2, 0x5a5a_5a5a))?;
+            turns.fills.push(start.elapsed());
+            pattern::check_at(&memory, SIZE / 2 - 8, &[0x5a; 8])?;
+            pattern::check_at(&memory, SIZE / 2, &[0; 8])?;
+            held.push_back(memory);
+        }
+        turns.allocations.sort();
+        turns.fills.sort();
+        Ok(turns)
+    }
+}
+
+impl fmt::Display for Turns {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let middle = |times: &[Duration]| times.get(times.len() / 2).copied().unwrap_or_default();
+        let longest = |times: &[Duration]| times.last().copied().unwrap_or_default();
+        write!(
+            f,
+            "allocation {:.1?} (at most {:.1?}), fill {:.1?} (at most {:.1?})",
+            middle(&self.allocations),
+            longest(&self.allocations),
+            middle(&self.fills),
+            longest(&self.fills)
+        )
+    }
+}
+
+/// Three processes take all contexts and all memory, in pieces with holes between, and keep the device and the GPU busy: a fourth one has its share, in
+/// as many turns as ever, and none of them takes longer than anything here may.
+pub fn greedy_processes_leave_another_its_share(setup: &Setup) -> Result<()> {
+    let device = setup.open()?;
+    let before = device.budget(0)?;
+    let alone = Turns::take(&device)?;
+    let (many, contexts) = Peer::start(setup, "many", &[])?;
+    let (greedy, blobs) = Peer::start(setup, "greedy", &[])?;
+    let (late, more) = Peer::start(setup, "greedy", &[])?;
+    let left = device.budget(0)?;
+    ensure!(
+        left.budget < left.usage + 4 * MIB,
+        "there is more than a share: {left:?}"
+    );
+    let among = Turns::take(&device)?;
+    println!(
+        "alone: {alone}\namong {contexts} contexts, and {blobs} and {more} blobs of others: {among}"
+    );
+    for peer in [many, greedy, late] {
+        peer.finish()?;
+    }
+    eventually("the refund", || Ok(device.budget(0)? == before))
 }
 
 /// Arguments that no creation may have.

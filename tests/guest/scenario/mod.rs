@@ -60,6 +60,7 @@ macro_rules! for_each_scenario {
                 limits::cache_mode_mismatch_is_refused,
                 limits::quota_of_the_context_is_refused_and_refunded,
                 limits::quota_of_the_device_is_refused_and_refunded,
+                limits::greedy_processes_leave_another_its_share,
                 limits::senseless_creations_are_refused,
                 lifetime::created_first_and_bound_later,
                 lifetime::contents_survive_unmap,

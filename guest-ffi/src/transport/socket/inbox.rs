@@ -75,7 +75,7 @@ pub(super) fn receive_hello(socket: BorrowedFd<'_>, deadline: Instant) -> Result
             }
         }
         if got == 0 {
-            return Err(broken("the daemon hung up".to_owned()));
+            return Err(broken("the daemon hung up: it has as many clients as it serves, or ends; its log says which".to_owned()));
         }
         length += got;
     }
