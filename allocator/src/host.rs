@@ -203,7 +203,14 @@ impl Host {
         window_mode: WindowMode,
         waker: Waker,
     ) -> std::io::Result<Guest> {
-        let window = Window::new(self.config.window_size, self.config.warm)?;
+        let size = self.config.window_size;
+        let window = Window::new(size, self.config.warm).map_err(|error| {
+            let needs = "a guest takes a descriptor, a thread and that much address space";
+            std::io::Error::new(
+                error.kind(),
+                format!("no window of {size} bytes: {error}; {needs}"),
+            )
+        })?;
         let reach = match window_mode {
             WindowMode::Premapped => Reach::Whole,
             WindowMode::OnDemand => Reach::Each,

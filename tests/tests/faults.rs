@@ -63,7 +63,9 @@ const CLEANING: Duration = Duration::from_secs(5);
 
 /// Some of what is freed is zeroed, some given back.
 fn builder() -> DaemonBuilder {
-    let sizes = ["--window", "67108864", "--warm-limit", "65536"];
+    let mut sizes = vec!["--window", "67108864", "--warm-limit", "65536"];
+    // So much is mapped where bytes are that nobody has mapped.
+    sizes.extend(["--memory-limit", "67108864", "--context-limit", "67108864"]);
     Daemon::builder().args(["--provider", "system"]).args(sizes)
 }
 
@@ -230,8 +232,8 @@ fn limit(daemon: &Daemon, resource: Resource, number: Option<u64>) {
 }
 
 /// The daemon has `first` and then ever more of something, until a client is served: those before are refused, nothing of them is left, and with
-/// the usual limit all is served.
-fn with_ever_more(resource: Resource, first: impl Fn(&Daemon) -> u64, step: u64) {
+/// the usual limit all is served. What the daemon has said.
+fn with_ever_more(resource: Resource, first: impl Fn(&Daemon) -> u64, step: u64) -> String {
     fixture::hostblobd();
     let mut daemon = builder().start().expect("hostblobd starts");
     let idle = descriptors(&daemon);
@@ -256,11 +258,13 @@ fn with_ever_more(resource: Resource, first: impl Fn(&Daemon) -> u64, step: u64)
     work(&daemon, || true).expect("with the usual limit all is served");
     assert!(!daemon.log().contains("panicked"), "{}", daemon.log());
     daemon.stop().expect("it ends");
+    daemon.log()
 }
 
 #[test]
 fn a_daemon_without_descriptors_refuses_and_goes_on() {
-    with_ever_more(Resource::Nofile, |daemon| descriptors(daemon) as u64, 1);
+    let log = with_ever_more(Resource::Nofile, |daemon| descriptors(daemon) as u64, 1);
+    assert!(log.contains("no window of 67108864 bytes"), "{log}");
 }
 
 /// mmap(2) fails for the window, and for what is as large. Some MiB are always left for the daemon's own memory: no Rust program lives on where
@@ -275,5 +279,6 @@ fn a_daemon_without_room_for_mappings_refuses_and_goes_on() {
             .and_then(|pages| pages.parse::<u64>().ok());
         pages.expect("a number") * 4096 + (40 << 20)
     };
-    with_ever_more(Resource::As, size, 32 << 20);
+    let log = with_ever_more(Resource::As, size, 32 << 20);
+    assert!(log.contains("no window of 67108864 bytes"), "{log}");
 }
