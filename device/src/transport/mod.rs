@@ -6,12 +6,13 @@
 //! | [`vhost_user`] | queues and the window, for crosvm and QEMU's generic device |
 //! | [`local`] | commands over a socket, for programs on this host |
 //!
-//! A transport that has virtqueues needs of the device what [`Device`] says, wakes its thread with [`Wake`], and serves its queues
-//! with [`crate::virtqueue`].
+//! A transport that has virtqueues needs of the device what [`Device`] says, wakes its thread with [`Wake`], and has its queues served by
+//! `engine`, over [`crate::virtqueue`].
 
 pub(crate) mod accept;
 #[cfg(test)]
 pub(crate) mod cut;
+mod engine;
 mod line;
 #[cfg(test)]
 pub(crate) mod lines;

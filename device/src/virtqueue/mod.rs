@@ -1,4 +1,4 @@
-//! Split virtqueues as every virtqueue transport serves them (virtio 1.3, 2.7): vfio-user today, vhost-user next.
+//! Split virtqueues as every virtqueue transport serves them (virtio 1.3, 2.7).
 //!
 //! | file | holds |
 //! |---|---|

@@ -15,10 +15,10 @@ use vfio_bindings::bindings::vfio::{
 };
 use vfio_user::{DmaMapFlags, DmaUnmapFlags, ServerBackend};
 
+use super::Engine;
 use super::common::{CommonConfig, Effect};
 use super::config_space::ConfigSpace;
 use super::dma::{DmaError, DmaTable};
-use super::engine::Engine;
 use super::layout::{
     self, COMMON, CONFIG, DEVICE, ISR, MSIX_BAR, MSIX_PENDING, MSIX_TABLE, NOTIFY,
     NOTIFY_MULTIPLIER, VIRTIO_BAR, WINDOW_BAR,

@@ -9,8 +9,9 @@ use vm_memory::GuestAddress;
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{Immutable, IntoBytes};
 
-use super::interrupts::{Interrupts, Source};
+use super::interrupts::Interrupts;
 use super::layout;
+use crate::transport::engine::Source;
 use crate::virtqueue::{F_EVENT_IDX, F_VERSION_1, QUEUE_SIZE, QUEUES};
 
 /// Device status bits (2.1).

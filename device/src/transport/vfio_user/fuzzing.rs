@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use vfio_user::{DmaMapFlags, DmaUnmapFlags, ServerBackend};
 
+use super::Engine;
 use super::backend::Backend;
-use super::engine::Engine;
+use super::interrupts::Interrupts;
 use crate::gpu::Waker;
 use crate::transport::{Device, LateWindow, Wake};
 
@@ -34,7 +35,7 @@ impl<D: Device> Machine<D> {
         let wake = Wake::new().expect("eventfd");
         let device = new_device(wake.waker());
         let window = device.window_fd().try_clone_to_owned().expect("descriptor");
-        let engine = Arc::new(Engine::new(device, wake));
+        let engine = Arc::new(Engine::new(device, wake, Interrupts::new()));
         let flags = rustix::fs::MemfdFlags::CLOEXEC;
         let memory = rustix::fs::memfd_create("guest", flags).expect("memfd");
         rustix::fs::ftruncate(&memory, MEMORY).expect("memory");

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
 use parking_lot::Mutex;
 
 use super::layout::{MSIX_PENDING, VECTORS};
+use crate::transport::engine::{self, Source};
 use crate::transport::line::Line;
 
 /// `VIRTIO_MSI_NO_VECTOR` (virtio 1.3, 4.1.5.1.2).
@@ -18,15 +19,6 @@ pub(super) const NO_VECTOR: u16 = 0xffff;
 /// ISR bits (4.1.4.5).
 const ISR_QUEUE: u8 = 1;
 const ISR_CONFIG: u8 = 2;
-
-/// What interrupts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::transport) enum Source {
-    /// The device status or configuration changed.
-    Config,
-    /// A queue has used buffers.
-    Queue(u16),
-}
 
 #[derive(Debug, Default)]
 struct Vector {
@@ -37,12 +29,22 @@ struct Vector {
 
 /// All interrupts of the device.
 #[derive(Debug)]
-pub(in crate::transport) struct Interrupts {
+pub(super) struct Interrupts {
     vectors: Mutex<[Vector; VECTORS as usize]>,
     /// Vector of the configuration, then of each queue.
     routes: [AtomicU16; 3],
     isr: AtomicU8,
     msix: AtomicBool,
+}
+
+impl engine::Signals for Interrupts {
+    fn raise(&self, source: Source) {
+        Interrupts::raise(self, source);
+    }
+
+    fn reset(&self) {
+        Interrupts::reset(self);
+    }
 }
 
 impl Interrupts {

@@ -8,11 +8,10 @@
 //! | `interrupts.rs` | MSI-X vectors and the ISR byte |
 //! | `dma.rs` | guest memory |
 //! | `backend.rs` | messages of the VMM, taken apart |
-//! | `engine.rs` | queue thread and locks |
 //! | `session.rs` | one connection |
 //!
 //! The way of a command: the guest writes to the notify area of BAR 0, the VMM sends that as a message, `backend` wakes
-//! `engine`'s thread, which reads the queue, has the device execute the command, writes the response and fires the vector that the
+//! the engine's thread, which reads the queue, has the device execute the command, writes the response and fires the vector that the
 //! VMM gave for the queue.
 //!
 //! One VMM at a time: a second one waits until the first has gone. Each gets a device of its own, made when it connects.
@@ -21,12 +20,11 @@ mod backend;
 mod common;
 mod config_space;
 pub(super) mod dma;
-pub(super) mod engine;
 #[cfg(test)]
 pub(super) mod fake;
 #[cfg(fuzzing)]
 pub mod fuzzing;
-pub(super) mod interrupts;
+mod interrupts;
 mod layout;
 pub(super) mod session;
 
@@ -42,6 +40,9 @@ use super::snapshot::Snapshots;
 use super::{Device, TransportError, Wake};
 use crate::gpu::Waker;
 use crate::shutdown::Shutdown;
+
+/// The engine, with interrupts as a PCI function has them.
+type Engine<D> = super::engine::Engine<D, interrupts::Interrupts>;
 
 /// Pause after a connection that could not be served: whoever tries again at once must not keep a processor busy.
 pub(super) const PAUSE: Duration = Duration::from_millis(100);

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use vfio_user::Server;
 
+use super::Engine;
 use super::backend::Backend;
-use super::engine::Engine;
+use super::interrupts::Interrupts;
 use super::layout;
 use crate::shutdown::Shutdown;
 use crate::transport::snapshot::{Saves, Snapshots};
@@ -45,7 +46,7 @@ pub(super) fn run<D: Device>(
         layout::interrupts(),
         layout::regions(window.as_raw_fd(), device.window_size()),
     );
-    let engine = Arc::new(Engine::new(device, wake));
+    let engine = Arc::new(Engine::new(device, wake, Interrupts::new()));
     let mut backend = Backend::new(Arc::clone(&engine), window);
     if let Some(held) = snapshots.take_held()
         && let Err(error) = engine.install(held)

@@ -27,8 +27,8 @@ use super::registers::{Parts, Registers};
 use super::signals::Signals;
 use super::state::Transfer;
 use crate::transport::Device;
+use crate::transport::engine::Engine;
 use crate::transport::vfio_user::dma::MAX_RANGES;
-use crate::transport::vfio_user::engine::Engine;
 use crate::virtqueue::{F_EVENT_IDX, QUEUES, offered_features};
 
 /// `VHOST_USER_F_PROTOCOL_FEATURES`.

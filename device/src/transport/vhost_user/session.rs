@@ -19,9 +19,9 @@ use super::channel::{Channel, Mapper};
 use super::messages::Backend;
 use super::signals::Signals;
 use crate::shutdown::Shutdown;
+use crate::transport::engine::Engine;
 use crate::transport::snapshot::{Saves, Snapshots};
 use crate::transport::threads::{self, Ended};
-use crate::transport::vfio_user::engine::Engine;
 use crate::transport::{Device, LateWindow, TransportError, Wake};
 
 /// Serves the connection until it ends or the daemon does.
@@ -41,7 +41,7 @@ pub(super) fn run<D: Device>(
     let channel = Arc::<Channel>::default();
     let mut mapper = Mapper::new(Arc::clone(&channel), window);
     let (window_mode, window_size) = (device.window_mode(), device.window_size());
-    let engine = Arc::new(Engine::with_signals(
+    let engine = Arc::new(Engine::new(
         device,
         wake,
         Signals::new(Arc::clone(&channel)),

@@ -14,9 +14,8 @@ use rustix::io::ReadWriteFlags;
 
 use super::channel::Channel;
 use crate::transport::Wake;
+use crate::transport::engine::{self, Source};
 use crate::transport::line::{Line, checked};
-use crate::transport::vfio_user::engine;
-use crate::transport::vfio_user::interrupts::Source;
 use crate::virtqueue::QUEUES;
 
 /// The descriptors of all queues, and the channel for what is no signal of a queue. The lock is a leaf: nothing blocks under it.

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use vhost::vhost_user::message::VhostTransferStateDirection as Direction;
 
 use super::signals::Signals;
+use crate::transport::engine::Engine;
 use crate::transport::snapshot::{Patient, Saves};
-use crate::transport::vfio_user::engine::Engine;
 use crate::transport::{Device, threads};
 
 /// How long CHECK_DEVICE_STATE waits: the VMM has seen the end of the file, or made it.

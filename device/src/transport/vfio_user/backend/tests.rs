@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use vfio_bindings::bindings::vfio::{VFIO_IRQ_SET_ACTION_MASK, VFIO_PCI_NUM_REGIONS};
 
 use super::super::fake::{Control, FakeDevice, WINDOW};
+use super::super::interrupts::Interrupts;
 use super::*;
 use crate::transport::Wake;
 
@@ -12,7 +13,10 @@ fn backend() -> (Backend<FakeDevice>, Control) {
     let (device, control) = FakeDevice::new(wake.waker());
     let window = device.window_fd().try_clone_to_owned().unwrap();
     (
-        Backend::new(Arc::new(Engine::new(device, wake)), window),
+        Backend::new(
+            Arc::new(Engine::new(device, wake, Interrupts::new())),
+            window,
+        ),
         control,
     )
 }
@@ -49,7 +53,7 @@ fn the_isr_byte_is_read_and_cleared() {
     backend
         .engine
         .interrupts
-        .raise(super::super::interrupts::Source::Queue(0));
+        .raise(crate::transport::engine::Source::Queue(0));
     assert_eq!(get(&mut backend, VIRTIO_BAR, 0x1001), [0]);
     assert_eq!(get(&mut backend, VIRTIO_BAR, 0x1000), [1, 0, 0, 0]);
     assert_eq!(get(&mut backend, VIRTIO_BAR, 0x1000), [0]);

@@ -25,6 +25,8 @@
 //! device under `device`. A command that was on its way meanwhile belongs to an old generation: it is dropped before it is executed (the
 //! generation is looked at under `device`), or its response is dropped (looked at under `rings`).
 
+mod rings;
+
 use std::io::{Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -32,15 +34,14 @@ use std::time::{Duration, Instant};
 
 use hostblob_allocator::GPU_TIMEOUT;
 use parking_lot::Mutex;
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
 
-use super::interrupts::{Interrupts, Source};
+use super::snapshot::{self, Held, Saves};
+use super::{Device, LateWindow, Wake};
 use crate::gpu::{GuestPages, NoPages, Response, RestoreError, SaveError};
-use crate::ratelimit::RateLimiter;
-use crate::transport::snapshot::{self, Held, HeldResponse, Saves};
-use crate::transport::{Device, LateWindow, Wake};
-use crate::virtqueue::{Next, QUEUE_SIZE, QUEUES, Ring};
+use crate::virtqueue::{Next, QUEUES};
+use rings::{Rings, Tag};
 
 /// Commands of one queue in a row before the other, finished GPU work and the end get their turn.
 const TURN: usize = 64;
@@ -58,8 +59,17 @@ const SETTLE_TIMEOUT: Duration = if cfg!(test) {
 /// Between two looks at what is under way.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
 
+/// What interrupts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    /// The device status or configuration changed.
+    Config,
+    /// A queue has used buffers.
+    Queue(u16),
+}
+
 /// How the driver and the queue thread reach each other.
-pub(in crate::transport) trait Signals: Send + Sync + 'static {
+pub(super) trait Signals: Send + Sync + 'static {
     /// Waits until `wake` is due, or until a driver notified where that does not come as a message.
     fn wait(&self, wake: &Wake) {
         wake.wait();
@@ -72,19 +82,9 @@ pub(in crate::transport) trait Signals: Send + Sync + 'static {
     fn reset(&self);
 }
 
-impl Signals for Interrupts {
-    fn raise(&self, source: Source) {
-        Interrupts::raise(self, source);
-    }
-
-    fn reset(&self) {
-        Interrupts::reset(self);
-    }
-}
-
 /// The state that both threads use.
 #[derive(Debug)]
-pub(in crate::transport) struct Engine<D, S = Interrupts> {
+pub(super) struct Engine<D, S> {
     rings: Mutex<Rings>,
     device: Mutex<D>,
     generation: AtomicU32,
@@ -93,7 +93,7 @@ pub(in crate::transport) struct Engine<D, S = Interrupts> {
     stopping: AtomicBool,
     /// The device was restored with blobs that are mapped: the guest has to reach the window before it goes on.
     window_wanted: AtomicBool,
-    pub(in crate::transport) interrupts: S,
+    pub(super) interrupts: S,
     wake: Arc<Wake>,
 }
 
@@ -123,79 +123,9 @@ impl<D: Device, S: Signals> Saves for Engine<D, S> {
     }
 }
 
-#[derive(Debug, Default)]
-struct Rings {
-    memory: GuestMemoryMmap,
-    queues: [Option<(Queue, Ring)>; QUEUES],
-    /// Queues that the VMM stopped, with the chains that the device still holds: a VM that sleeps and wakes goes on with them.
-    stopped: [Option<(Queue, Ring)>; QUEUES],
-    /// Responses to chains of stopped queues.
-    parked: Vec<(Tag, Response)>,
-    /// Without it the function must not reach guest memory.
-    bus_master: bool,
-    /// The device has not seen this memory yet.
-    memory_changed: bool,
-    /// How many want that no command is taken.
-    paused: usize,
-    /// Of each queue, over all its starts: a guest that resets the device again and again would fill the log otherwise.
-    logs: [RateLimiter; QUEUES],
-}
-
-impl Rings {
-    /// What stopped queues hold, all with their responses.
-    fn held(&self) -> Held {
-        let queues = (0..).zip(&self.stopped).filter_map(|(index, slot)| {
-            let (queue, _) = slot.as_ref()?;
-            Some((index, queue.next_avail()))
-        });
-        let responses = self.parked.iter().filter_map(|(tag, response)| {
-            let (_, ring) = self.stopped.get(usize::from(tag.queue))?.as_ref()?;
-            Some(HeldResponse {
-                queue: tag.queue,
-                head: tag.head,
-                segments: ring.room_of(tag.head)?,
-                bytes: response.as_bytes().to_vec(),
-            })
-        });
-        Held {
-            queues: queues.collect(),
-            responses: responses.collect(),
-        }
-    }
-}
-
-/// A command's name while the device has it: generation, queue, head.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Tag {
-    generation: u32,
-    queue: u16,
-    head: u16,
-}
-
-impl Tag {
-    fn pack(self) -> u64 {
-        u64::from(self.generation) << 32 | u64::from(self.queue) << 16 | u64::from(self.head)
-    }
-
-    fn unpack(tag: u64) -> Self {
-        let [h0, h1, q0, q1, g0, g1, g2, g3] = tag.to_le_bytes();
-        Self {
-            generation: u32::from_le_bytes([g0, g1, g2, g3]),
-            queue: u16::from_le_bytes([q0, q1]),
-            head: u16::from_le_bytes([h0, h1]),
-        }
-    }
-}
-
-impl<D: Device> Engine<D> {
-    pub(super) fn new(device: D, wake: Arc<Wake>) -> Self {
-        Self::with_signals(device, wake, Interrupts::new())
-    }
-}
-
 impl<D: Device, S: Signals> Engine<D, S> {
     /// An engine whose queues run once they are started and may reach guest memory.
-    pub(in crate::transport) fn with_signals(device: D, wake: Arc<Wake>, signals: S) -> Self {
+    pub(super) fn new(device: D, wake: Arc<Wake>, signals: S) -> Self {
         Self {
             rings: Mutex::default(),
             device: Mutex::new(device),
@@ -209,53 +139,25 @@ impl<D: Device, S: Signals> Engine<D, S> {
     }
 
     /// A driver notified, or something else may let the queues go on.
-    pub(in crate::transport) fn wake(&self) {
+    pub(super) fn wake(&self) {
         self.wake.wake();
     }
 
     /// Starts the queues.
     pub(super) fn start(&self, queues: [Option<Queue>; QUEUES]) {
-        let mut indices = 0..;
-        let queues = queues.map(|queue| {
-            let ring = indices.next().map(Ring::new);
-            queue.zip(ring)
-        });
-        self.rings.lock().queues = queues;
+        self.rings.lock().set(queues);
         self.wake();
     }
 
     /// Starts one queue. One that goes on where it was stopped keeps its chains, and gets the responses that came meanwhile.
-    pub(in crate::transport) fn start_queue(&self, index: u16, queue: Queue) {
-        let (parked, goes_on) = {
-            let mut rings = self.rings.lock();
-            let rings = &mut *rings;
-            let at = usize::from(index);
-            let (Some(slot), Some(stopped)) = (rings.queues.get_mut(at), rings.stopped.get_mut(at))
-            else {
-                return;
-            };
-            let mut parked: Vec<(Tag, Response)> = rings
-                .parked
-                .extract_if(.., |(tag, _)| tag.queue == index)
-                .collect();
-            let mut goes_on = false;
-            let ring = match stopped.take() {
-                Some((before, ring)) if before.next_avail() == queue.next_avail() => {
-                    goes_on = true;
-                    ring
-                }
-                _ => {
-                    parked.clear();
-                    Ring::new(index)
-                }
-            };
-            *slot = Some((queue, ring));
-            (parked, goes_on)
+    pub(super) fn start_queue(&self, index: u16, queue: Queue) {
+        let Some(started) = self.rings.lock().start(index, queue) else {
+            return;
         };
-        for (tag, response) in &parked {
+        for (tag, response) in &started.parked {
             self.give_back(*tag, response);
         }
-        if goes_on {
+        if started.goes_on {
             // For what was given back before the stop too: its interrupt may have come to nothing.
             self.interrupts.raise(Source::Queue(index));
         }
@@ -263,27 +165,18 @@ impl<D: Device, S: Signals> Engine<D, S> {
     }
 
     /// Stops one queue. When it returns, guest memory is not touched for it any more. `None` if it does not run.
-    pub(in crate::transport) fn stop_queue(&self, index: u16) -> Option<u16> {
-        let mut rings = self.rings.lock();
-        let rings = &mut *rings;
-        let (queue, ring) = rings.queues.get_mut(usize::from(index))?.take()?;
-        let next = queue.next_avail();
-        *rings.stopped.get_mut(usize::from(index))? = Some((queue, ring));
-        Some(next)
+    pub(super) fn stop_queue(&self, index: u16) -> Option<u16> {
+        self.rings.lock().stop(index)
     }
 
     /// Stops the queues and resets the device; what was under way is dropped. When it returns, nothing of before is left.
-    pub(in crate::transport) fn reset(&self) {
-        let stopped = {
+    pub(super) fn reset(&self) {
+        let before = {
             let mut rings = self.rings.lock();
             self.generation.fetch_add(1, Ordering::SeqCst);
-            rings.parked.clear();
-            (
-                std::mem::take(&mut rings.queues),
-                std::mem::take(&mut rings.stopped),
-            )
+            rings.clear()
         };
-        drop(stopped);
+        drop(before);
         self.window_wanted.store(false, Ordering::SeqCst);
         self.device.lock().reset();
         self.needs_reset.store(false, Ordering::SeqCst);
@@ -291,7 +184,7 @@ impl<D: Device, S: Signals> Engine<D, S> {
     }
 
     /// Replaces the guest memory. When it returns the old one is not used any more.
-    pub(in crate::transport) fn set_memory(&self, memory: GuestMemoryMmap) {
+    pub(super) fn set_memory(&self, memory: GuestMemoryMmap) {
         let old = {
             let mut rings = self.rings.lock();
             rings.memory_changed = true;
@@ -302,42 +195,19 @@ impl<D: Device, S: Signals> Engine<D, S> {
     }
 
     /// Whether the function may reach guest memory.
-    pub(in crate::transport) fn set_bus_master(&self, enabled: bool) {
+    pub(super) fn set_bus_master(&self, enabled: bool) {
         self.rings.lock().bus_master = enabled;
         self.wake();
     }
 
     /// What a restored device's queues hold. None runs yet.
-    pub(in crate::transport) fn install(&self, held: Held) -> Result<(), RestoreError> {
+    pub(super) fn install(&self, held: Held) -> Result<(), RestoreError> {
         {
             let mut rings = self.rings.lock();
-            let rings = &mut *rings;
-            if rings.queues.iter().any(Option::is_some) {
+            if rings.any_runs() {
                 return Err(RestoreError::Running);
             }
-            let generation = self.generation.load(Ordering::SeqCst);
-            for (index, next) in held.queues {
-                let Ok(mut queue) = Queue::new(QUEUE_SIZE) else {
-                    continue;
-                };
-                queue.set_next_avail(next);
-                if let Some(slot) = rings.stopped.get_mut(usize::from(index)) {
-                    *slot = Some((queue, Ring::new(index)));
-                }
-            }
-            for response in held.responses {
-                let slot = rings.stopped.get_mut(usize::from(response.queue));
-                if let Some(Some((_, ring))) = slot {
-                    ring.hold(response.head, &response.segments);
-                    let tag = Tag {
-                        generation,
-                        queue: response.queue,
-                        head: response.head,
-                    };
-                    let bytes = Response::from_bytes(response.bytes);
-                    rings.parked.push((tag, bytes));
-                }
-            }
+            rings.install(held, self.generation.load(Ordering::SeqCst));
             // The device looks for the guest's pages, whether or not they are known by now.
             rings.memory_changed = true;
         }
@@ -348,8 +218,8 @@ impl<D: Device, S: Signals> Engine<D, S> {
     }
 
     /// Replaces the device's state by one that was saved, while no queue runs. If that fails the device is as after a reset.
-    pub(in crate::transport) fn restore(&self, source: &mut dyn Read) -> Result<(), RestoreError> {
-        if self.rings.lock().queues.iter().any(Option::is_some) {
+    pub(super) fn restore(&self, source: &mut dyn Read) -> Result<(), RestoreError> {
+        if self.rings.lock().any_runs() {
             return Err(RestoreError::Running);
         }
         self.reset();
@@ -363,10 +233,7 @@ impl<D: Device, S: Signals> Engine<D, S> {
         loop {
             let under_way = {
                 let rings = self.rings.lock();
-                let held =
-                    |slot: &Option<(Queue, Ring)>| slot.as_ref().map_or(0, |(_, ring)| ring.held());
-                let all: usize = rings.queues.iter().chain(&rings.stopped).map(held).sum();
-                match all.saturating_sub(rings.parked.len()) {
+                match rings.under_way() {
                     0 => return Ok(rings.held()),
                     under_way => under_way,
                 }
@@ -388,28 +255,28 @@ impl<D: Device, S: Signals> Engine<D, S> {
     }
 
     /// Uses the device between commands.
-    pub(in crate::transport) fn with_device<R>(&self, f: impl FnOnce(&mut D) -> R) -> R {
+    pub(super) fn with_device<R>(&self, f: impl FnOnce(&mut D) -> R) -> R {
         f(&mut self.device.lock())
     }
 
     /// Ends [`Self::run`] after its current command.
-    pub(in crate::transport) fn stop(&self) {
+    pub(super) fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
         self.wake();
     }
 
     /// Whether it is to end.
-    pub(in crate::transport) fn stopping(&self) -> bool {
+    pub(super) fn stopping(&self) -> bool {
         self.stopping.load(Ordering::SeqCst)
     }
 
     /// The queue thread, where the guest reaches the window from the beginning.
-    pub(in crate::transport) fn run(&self) {
+    pub(super) fn run(&self) {
         self.run_with(&mut LateWindow::premapped());
     }
 
     /// The queue thread, where `window` has to be mapped first.
-    pub(in crate::transport) fn run_with(&self, window: &mut LateWindow<'_>) {
+    pub(super) fn run_with(&self, window: &mut LateWindow<'_>) {
         let mut command = Vec::new();
         while !self.stopping() {
             self.interrupts.wait(&self.wake);
@@ -418,11 +285,7 @@ impl<D: Device, S: Signals> Engine<D, S> {
     }
 
     /// Serves each queue for a while, and gives back what the GPU has finished; whether there may be more.
-    pub(in crate::transport) fn turn(
-        &self,
-        command: &mut Vec<u8>,
-        window: &mut LateWindow<'_>,
-    ) -> bool {
+    pub(super) fn turn(&self, command: &mut Vec<u8>, window: &mut LateWindow<'_>) -> bool {
         let mut more = false;
         self.reach_window(window);
         self.tell_of_memory();
@@ -440,7 +303,7 @@ impl<D: Device, S: Signals> Engine<D, S> {
         }
         let (runs, generation) = {
             let rings = self.rings.lock();
-            let runs = rings.bus_master && rings.queues.iter().any(Option::is_some);
+            let runs = rings.bus_master && rings.any_runs();
             (runs, self.generation.load(Ordering::SeqCst))
         };
         if !runs || !self.window_wanted.swap(false, Ordering::SeqCst) {
@@ -501,34 +364,16 @@ impl<D: Device, S: Signals> Engine<D, S> {
     /// Takes a step on a queue; none if it does not run. The generation is that of the queue.
     fn next(&self, index: u16, command: &mut Vec<u8>) -> Option<(u32, Next)> {
         let mut rings = self.rings.lock();
-        let Rings {
-            memory,
-            queues,
-            bus_master,
-            paused,
-            logs,
-            ..
-        } = &mut *rings;
-        let may_take = *bus_master && *paused == 0;
-        let at = usize::from(index);
-        let slot = queues.get_mut(at).filter(|_| may_take)?;
-        let (queue, ring) = slot.as_mut()?;
-        let log = logs.get_mut(at)?;
+        let next = rings.next(index, command)?;
         let generation = self.generation.load(Ordering::SeqCst);
-        match ring.next(queue, memory, command, log) {
-            Ok(next) => Some((generation, next)),
-            Err(broken) => {
-                *slot = None;
-                // Under the lock, so that a reset comes wholly before or after.
-                self.needs_reset.store(true, Ordering::SeqCst);
-                log.warn(format_args!(
-                    "queue {index} stops until the guest resets the device: {broken}"
-                ));
-                drop(rings);
-                self.interrupts.raise(Source::Config);
-                None
-            }
+        if let Ok(next) = next {
+            return Some((generation, next));
         }
+        // Under the lock, so that a reset comes wholly before or after.
+        self.needs_reset.store(true, Ordering::SeqCst);
+        drop(rings);
+        self.interrupts.raise(Source::Config);
+        None
     }
 
     fn execute(&self, tag: Tag, command: &[u8], window: &mut LateWindow<'_>) -> Option<Response> {
@@ -598,30 +443,8 @@ impl<D: Device, S: Signals> Engine<D, S> {
 
     fn give_back(&self, tag: Tag, response: &Response) {
         let mut rings = self.rings.lock();
-        if self.generation.load(Ordering::SeqCst) != tag.generation {
-            return;
-        }
-        let Rings {
-            memory,
-            queues,
-            stopped,
-            parked,
-            bus_master,
-            logs,
-            ..
-        } = &mut *rings;
-        let at = usize::from(tag.queue);
-        let Some(log) = logs.get_mut(at) else {
-            return;
-        };
-        match queues.get_mut(at) {
-            Some(Some((queue, ring))) if *bus_master => {
-                ring.finish(queue, memory, tag.head, response.as_bytes(), log);
-            }
-            _ if stopped.get(at).is_some_and(Option::is_some) => {
-                parked.push((tag, response.clone()));
-            }
-            _ => {}
+        if self.generation.load(Ordering::SeqCst) == tag.generation {
+            rings.finish(tag, response);
         }
     }
 
@@ -639,29 +462,9 @@ impl<D: Device, S: Signals> Engine<D, S> {
     }
 
     fn interrupt(&self, index: u16) {
-        if self.with_ring(index, |queue, ring, memory| {
-            ring.wants_interrupt(queue, memory)
-        }) == Some(true)
-        {
+        if self.rings.lock().wants_interrupt(index) {
             self.interrupts.raise(Source::Queue(index));
         }
-    }
-
-    fn with_ring<R>(
-        &self,
-        index: u16,
-        f: impl FnOnce(&mut Queue, &mut Ring, &GuestMemoryMmap) -> R,
-    ) -> Option<R> {
-        let mut rings = self.rings.lock();
-        let Rings {
-            memory,
-            queues,
-            bus_master,
-            ..
-        } = &mut *rings;
-        let slot = queues.get_mut(usize::from(index)).filter(|_| *bus_master)?;
-        let (queue, ring) = slot.as_mut()?;
-        Some(f(queue, ring, memory))
     }
 }
 

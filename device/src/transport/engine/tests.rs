@@ -1,8 +1,10 @@
+use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::super::fake::{Control, FakeDevice};
 use super::*;
 use crate::transport::lines::logged;
+use crate::transport::vfio_user::fake::{Control, FakeDevice};
+use crate::virtqueue::QUEUE_SIZE;
 
 const SIZE: u16 = 8;
 const AVAILABLE: u32 = 0x1000;
@@ -30,11 +32,19 @@ fn queue() -> Queue {
     queue
 }
 
-fn engine() -> (Engine<FakeDevice>, GuestMemoryMmap, Control) {
+/// A driver that polls.
+struct Silent;
+
+impl Signals for Silent {
+    fn raise(&self, _: Source) {}
+    fn reset(&self) {}
+}
+
+fn engine() -> (Engine<FakeDevice, Silent>, GuestMemoryMmap, Control) {
     let wake = Wake::new().unwrap();
     let (device, control) = FakeDevice::new(wake.waker());
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap();
-    let engine = Engine::new(device, wake);
+    let engine = Engine::new(device, wake, Silent);
     engine.set_memory(memory.clone());
     engine.set_bus_master(true);
     (engine, memory, control)
