@@ -365,10 +365,7 @@ impl Guest {
         let key = self.named(context, request.client_id)?;
         let me = self.context(context)?.me;
         self.forget_name(key, me, request.client_id);
-        let memory = self.memory(key, request.client_id)?;
-        if memory.names.is_empty() && !matches!(memory.binding, Binding::Bound(_)) {
-            self.retire(key);
-        }
+        self.retire_unused(key);
         Ok(NOTHING)
     }
 

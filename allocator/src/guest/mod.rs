@@ -350,11 +350,15 @@ impl Guest {
         }
     }
 
+    /// Nothing is attached. Memory of the device was not even allocated: the answer to its CREATE says so, and what was refused is not there.
     fn undo_attach(&mut self, key: MemoryKey, attachment: AttachmentId) {
-        if let Some(memory) = self.memories.get_mut(&key)
-            && memory.attachment == Some(attachment)
-        {
-            memory.attachment = None;
+        let memory = self.memories.get_mut(&key);
+        let Some(memory) = memory.filter(|memory| memory.attachment == Some(attachment)) else {
+            return;
+        };
+        memory.attachment = None;
+        if matches!(memory.home, Home::Device { .. }) {
+            self.forget_creation(key);
         }
     }
 

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::Guest;
 use crate::Error;
-use crate::blob::{MemoryKey, Name};
+use crate::blob::{Binding, Memory, MemoryKey, Name};
 use crate::context::{ContextRef, Details};
 
 impl Guest {
@@ -104,6 +104,32 @@ impl Guest {
         let is_it = |name: &mut Name| name.context == context && name.client_id == client_id;
         for name in memory.names.extract_if(.., is_it).collect::<Vec<_>>() {
             self.forget(&name);
+        }
+    }
+
+    /// What CREATE named is not named any more. A blob that was made of it meanwhile, and names that others gave it, end in their own ways.
+    pub(super) fn forget_creation(&mut self, key: MemoryKey) {
+        let Some(memory) = self.memories.get(&key) else {
+            return;
+        };
+        let created = memory.names.iter().copied().find(|name| !name.imported);
+        if let Some(name) = created {
+            self.forget_name(key, name.context, name.client_id);
+        }
+        self.retire_unused(key);
+    }
+
+    /// Ends a memory without names, unless a blob still uses it.
+    pub(crate) fn retire_unused(&mut self, key: MemoryKey) {
+        let is_unused = |memory: &Memory| {
+            memory.names.is_empty() && !matches!(memory.binding, Binding::Bound(_))
+        };
+        if self
+            .memories
+            .get(&key)
+            .is_some_and(|memory| is_unused(memory))
+        {
+            self.retire(key);
         }
     }
 

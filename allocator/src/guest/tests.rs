@@ -615,6 +615,41 @@ fn a_provider_that_refuses_is_told_to_the_asker_and_retried() {
     assert_eq!(fixture.ask(1, fill).status, Status::DeviceLost);
 }
 
+/// However often: a context that asks until there is some would have used up its limit.
+#[test]
+fn device_memory_that_the_driver_refuses_is_not_there() {
+    let mut fixture = Fixture::with_context();
+    let private = Create {
+        memory: MemorySelector::Index(0),
+        ..create(1, 4 * PAGE, CreateFlags::empty())
+    };
+    let used = fixture.used(1);
+    for error in [
+        ProviderError::OutOfDeviceMemory("injected".into()),
+        ProviderError::DeviceLost("injected".into()),
+    ] {
+        for _ in 0..40 {
+            fixture.fake.refuse_next(error.clone());
+            let refused = Error::Provider(error.clone()).status();
+            assert_eq!(fixture.ask(1, private).status, refused);
+            assert_eq!(fixture.used(1), used);
+        }
+    }
+    assert_eq!(
+        fixture.ask(1, Free { client_id: 1 }).status,
+        Status::UnknownClientId
+    );
+    assert!(
+        !fixture
+            .guest
+            .memories
+            .values()
+            .any(|it| it.size == 4 * PAGE)
+    );
+    assert_eq!(fixture.ask(1, private).status, Status::Ok);
+    assert_eq!(fixture.used(1), used + 4);
+}
+
 #[test]
 fn quotas_at_the_exact_boundary() {
     let mut fixture = Fixture::with_context();

@@ -1,5 +1,5 @@
-//! `driver_dies TIMES [SOCKET]`: uses the GPU without a pause while the process with its driver is killed from outside, until so many requests
-//! were lost with it. Whatever dies, memory that was written stays as it was, and new memory is given, mapped and zero.
+//! `driver_dies TIMES [SOCKET]`: uses the GPU without a pause while the process with its driver is killed from outside, until it has seen that so
+//! often. Whatever dies, memory that was written stays as it was, and new memory is given, mapped and zero.
 //!
 //! Prints `ready` when it begins, then how it went.
 
@@ -61,9 +61,10 @@ fn main() -> Result<()> {
     pattern::write(&kept, 7)?;
     println!("ready");
     let mut local = device_memory(&device)?;
-    let (mut rounds, mut lost) = (0_u64, 0_u32);
-    while lost < times {
+    let (mut rounds, mut deaths, mut lost) = (0_u64, 0_u32, 0_u32);
+    while deaths < times {
         rounds += 1;
+        let lost_before = lost;
         // What the CPU wrote is what the GPU copies, as soon as there is one.
         pattern::write(&from, rounds)?;
         let mut tries = 0;
@@ -93,7 +94,9 @@ fn main() -> Result<()> {
             lost += 1;
             local = device_memory(&device)?;
         }
+        // Of one driver, or of more: not of one that an earlier round has missed.
+        deaths += u32::from(lost > lost_before);
     }
-    println!("{rounds} rounds, {lost} requests lost, no byte");
+    println!("{rounds} rounds, {deaths} with a driver that died, {lost} requests lost, no byte");
     Ok(())
 }
