@@ -76,8 +76,7 @@ pub(super) fn serve(
         })
     };
     let gpu = Gpu::new(host, capset_id, BlobMem::HOST3D, waker)?;
-    let page = u64::from(host.capset().page_size);
-    let offsets = Offsets::new(gpu.window_size(), page);
+    let offsets = Offsets::new(gpu.window_size());
     greet(&stream, &gpu, capset_id)?;
     let mut client = Client {
         stream,

@@ -3,34 +3,34 @@
 //! It watches the commands that go by: the size of each blob that is created, and the offset of each that is mapped.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use hostblob_protocol::local::ANY_OFFSET;
 use hostblob_protocol::virtio_gpu::{
     CtrlHdr, ResourceCreateBlob, ResourceMapBlob, ResourceOnly, cmd, resp,
 };
-use offset_allocator::{Allocation, Allocator};
+use range_alloc::RangeAllocator;
 use zerocopy::byteorder::little_endian::U64;
 use zerocopy::{FromBytes, IntoBytes};
 
-/// Mapped blobs at a time, in a window that has as many pages: bounds the table, which is made at once, with 32 bytes for each.
-const MAX_MAPPED: u32 = 65536;
+/// Bytes of the window.
+type Place = Range<u64>;
 
 pub(super) struct Offsets {
-    allocator: Allocator,
-    page: u64,
+    window: RangeAllocator<u64>,
     resources: HashMap<u32, Resource>,
 }
 
 struct Resource {
     size: u64,
-    place: Option<Allocation>,
+    place: Option<Place>,
 }
 
 /// What a command means for the offsets, once it has succeeded.
 pub(super) enum Step {
     Nothing,
     Create(u32, u64),
-    Map(u32, Allocation),
+    Map(u32, Place),
     Unmap(u32),
     Unref(u32),
 }
@@ -39,14 +39,10 @@ pub(super) enum Step {
 pub(super) struct Full;
 
 impl Offsets {
-    /// For a window of `window_size` bytes in pages of `page` bytes.
-    pub(super) fn new(window_size: u64, page: u64) -> Self {
-        let pages = u32::try_from(window_size / page).unwrap_or(u32::MAX);
-        // Two more than there can be: it keeps them for what is free.
-        let most = MAX_MAPPED.min(pages.saturating_add(2));
+    /// For a window of `window_size` bytes.
+    pub(super) fn new(window_size: u64) -> Self {
         Self {
-            allocator: Allocator::with_max_allocs(pages, most),
-            page,
+            window: RangeAllocator::new(0..window_size),
             resources: HashMap::new(),
         }
     }
@@ -87,9 +83,12 @@ impl Offsets {
             asked.offset = U64::ZERO;
             return Ok(Step::Nothing);
         };
-        let pages = u32::try_from(resource.size / self.page).map_err(|_| Full)?;
-        let place = self.allocator.allocate(pages).ok_or(Full)?;
-        asked.offset = U64::new(u64::from(place.offset) * self.page);
+        if !(1..=self.window.initial_range().end).contains(&resource.size) {
+            return Err(Full);
+        }
+        let place = self.window.allocate_range(resource.size);
+        let place = place.map_err(|_| Full)?;
+        asked.offset = U64::new(place.start);
         Ok(Step::Map(id, place))
     }
 
@@ -103,16 +102,13 @@ impl Offsets {
                 None
             }
             Step::Map(id, place) if done => {
-                let offset = u64::from(place.offset) * self.page;
+                let offset = place.start;
                 if let Some(resource) = self.resources.get_mut(&id) {
                     resource.place = Some(place);
                 }
                 Some(offset)
             }
-            Step::Map(_, place) => {
-                self.allocator.free(place);
-                None
-            }
+            Step::Map(_, place) => self.free(Some(place)),
             Step::Unmap(id) if done => {
                 let place = self
                     .resources
@@ -131,9 +127,9 @@ impl Offsets {
         }
     }
 
-    fn free(&mut self, place: Option<Allocation>) -> Option<u64> {
+    fn free(&mut self, place: Option<Place>) -> Option<u64> {
         if let Some(place) = place {
-            self.allocator.free(place);
+            self.window.free_range(place);
         }
         None
     }

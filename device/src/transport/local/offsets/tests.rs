@@ -16,7 +16,11 @@ struct Client(Offsets);
 
 impl Client {
     fn new() -> Self {
-        Self(Offsets::new(PAGES * PAGE, PAGE))
+        Self::with(PAGES)
+    }
+
+    fn with(pages: u64) -> Self {
+        Self(Offsets::new(pages * PAGE))
     }
 
     fn done(&mut self, mut command: Vec<u8>, response: u32) -> Option<u64> {
@@ -106,6 +110,24 @@ fn blobs_have_places_of_their_own() {
     places.sort_unstable();
     let all: Vec<u64> = (0..PAGES).map(|page| page * PAGE).collect();
     assert_eq!(places, all);
+}
+
+/// Whatever the sizes: what the guest's kernel finds, we find.
+#[test]
+fn what_just_fits_has_a_place() {
+    let mut client = Client::with(1000);
+    for (id, pages) in [(1, 1), (2, 601), (3, 2), (4, 396)] {
+        client.create(id, pages);
+        assert!(client.map(id, resp::OK_MAP_INFO).is_some(), "{pages} pages");
+    }
+    client.end(cmd::RESOURCE_UNREF, 2, resp::OK_NODATA);
+    client.end(cmd::RESOURCE_UNREF, 4, resp::OK_NODATA);
+    client.create(5, 396);
+    assert_eq!(client.map(5, resp::OK_MAP_INFO), Some(604 * PAGE));
+    client.create(6, 601);
+    assert_eq!(client.map(6, resp::OK_MAP_INFO), Some(PAGE));
+    client.create(7, 1);
+    assert_eq!(client.map(7, resp::OK_MAP_INFO), None, "the window is full");
 }
 
 /// What the device is to refuse gets there, and takes no room.
