@@ -1,13 +1,16 @@
 //! Which binaries are needed, and how they are made: those of the host, and static ones for the guest.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
 /// Guest programs are linked statically: the guest has no C library.
 const GUEST_FLAGS: &str = "-C target-feature=+crt-static";
 const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// What rustc says of a library that is a shared one elsewhere, and no lint can turn off.
+const NO_SHARED_LIBRARY: &str =
+    "warning: dropping unsupported crate type `cdylib` for target `x86_64-unknown-linux-gnu`\n\n";
 
 /// The checkout.
 pub fn workspace() -> PathBuf {
@@ -129,6 +132,17 @@ pub fn guest() -> Result<PathBuf> {
         "--target-dir",
         &text,
     ];
-    cargo(&arguments, &[("RUSTFLAGS", GUEST_FLAGS)])?;
+    let mut command = cargo_command();
+    command
+        .args(arguments)
+        .current_dir(workspace())
+        .env("RUSTFLAGS", GUEST_FLAGS);
+    let output = command.stdin(Stdio::null()).output();
+    let output = output.context("cargo cannot be run")?;
+    let told = String::from_utf8_lossy(&output.stderr);
+    eprint!("{}", told.replace(NO_SHARED_LIBRARY, ""));
+    if !output.status.success() {
+        bail!("cargo {} ended with {}", arguments.join(" "), output.status);
+    }
     Ok(folder.join(TARGET).join("release"))
 }
