@@ -23,6 +23,8 @@ struct Memory {
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Binding {
+    /// Of the device: no blob can be made of it.
+    Never,
     Unbound,
     Ready,
     Bound,
@@ -43,6 +45,8 @@ pub struct Model {
     memories: BTreeMap<Key, Memory>,
     blobs: BTreeMap<u32, Blob>,
     last: Key,
+    /// The GPU refuses its next work.
+    pub refuses: bool,
 }
 
 impl Model {
@@ -122,16 +126,9 @@ impl Model {
 
     /// CREATE, with MAP_DIRECTLY or without.
     pub fn create(&mut self, context: u32, client: u64, pages: u64, direct: bool) -> bool {
-        let Some(&owner) = self.contexts.get(&context) else {
+        let Some(owner) = self.creator(context, client, pages) else {
             return false;
         };
-        if client == 0
-            || pages == 0
-            || self.named(context, client).is_some()
-            || !self.has_room(owner, pages)
-        {
-            return false;
-        }
         let binding = if direct {
             Binding::Ready
         } else {
@@ -139,6 +136,27 @@ impl Model {
         };
         self.insert(owner, Some(client), pages, binding);
         true
+    }
+
+    /// CREATE of memory of the device, which the GPU may refuse.
+    pub fn create_private(&mut self, context: u32, client: u64, pages: u64) -> bool {
+        let owner = self.creator(context, client, pages);
+        let Some(owner) = owner.filter(|_| self.does_work()) else {
+            return false;
+        };
+        self.insert(owner, Some(client), pages, Binding::Never);
+        true
+    }
+
+    fn creator(&self, context: u32, client: u64, pages: u64) -> Option<Key> {
+        let owner = *self.contexts.get(&context)?;
+        let is_new = client != 0 && pages != 0 && self.named(context, client).is_none();
+        (is_new && self.has_room(owner, pages)).then_some(owner)
+    }
+
+    /// Whether the GPU does what it is asked now.
+    fn does_work(&mut self) -> bool {
+        !std::mem::take(&mut self.refuses)
     }
 
     /// BIND_CLIENT_ID.
@@ -269,6 +287,9 @@ impl Model {
 
     /// FILL.
     pub fn fill(&mut self, context: u32, client: u64, page: u64, pages: u64, value: u32) -> bool {
+        if self.pages(context, client, page, pages).is_none() || !self.does_work() {
+            return false;
+        }
         let found = self.pages(context, client, page, pages);
         found.map(|pages| pages.fill(value)).is_some()
     }
@@ -282,6 +303,9 @@ impl Model {
         let Some(source) = source.map(|pages| pages.to_vec()) else {
             return false;
         };
+        if self.pages(context, to.0, to.1, pages).is_none() || !self.does_work() {
+            return false;
+        }
         let found = self.pages(context, to.0, to.1, pages);
         found.map(|pages| pages.copy_from_slice(&source)).is_some()
     }

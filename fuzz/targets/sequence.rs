@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use hostblob_allocator::Host;
@@ -13,7 +13,7 @@ use hostblob_fuzz::commands::{
     wait_until,
 };
 use hostblob_fuzz::model::{CONTEXT_PAGES, MEMORY_PAGES, Model};
-use hostblob_fuzz::{PAGE, gpu_of, host_with};
+use hostblob_fuzz::{PAGE, gpu_of, refusing_host};
 use hostblob_protocol::answers::Ring;
 use hostblob_protocol::request::{
     BindClientId, CacheMode, Copy, Create, CreateFlags, Fill, Free, MemoryRange, MemorySelector,
@@ -50,6 +50,10 @@ enum Op {
     Fill(u32, u64, u64, u64, u32),
     /// Context, from a client id's page, to a client id's page, pages.
     Copy(u32, (u64, u64), (u64, u64), u64),
+    /// CREATE of memory of the device: context, client id, pages.
+    Private(u32, u64, u64),
+    /// The GPU refuses its next work.
+    Refuse,
     Reset,
 }
 
@@ -61,6 +65,11 @@ impl From<&[u8; RECORD]> for Op {
         let (context, resource) = (u32::from(a % 3), u32::from(b % 6));
         let (client, page, pages) = (u64::from(c % 5), u64::from(d % 4), u64::from(e % 5));
         let number = u32::from_le_bytes([e, d, a, !e]);
+        match kind {
+            234..246 => return Op::Private(context, client, pages),
+            246.. => return Op::Refuse,
+            _ => {}
+        }
         match kind % 26 {
             0 => Op::Open(context),
             1 => Op::Close(context),
@@ -80,9 +89,14 @@ impl From<&[u8; RECORD]> for Op {
     }
 }
 
-fn host() -> &'static Arc<Host> {
-    static HOST: OnceLock<Arc<Host>> = OnceLock::new();
-    HOST.get_or_init(|| host_with(MEMORY_PAGES * PAGE, CONTEXT_PAGES * PAGE))
+/// The one host, and whether its GPU refuses next.
+fn host() -> &'static (Arc<Host>, Arc<AtomicBool>) {
+    static HOST: OnceLock<(Arc<Host>, Arc<AtomicBool>)> = OnceLock::new();
+    HOST.get_or_init(|| refusing_host(MEMORY_PAGES * PAGE, CONTEXT_PAGES * PAGE))
+}
+
+fn set_refuses(refuses: bool) {
+    host().1.store(refuses, Ordering::SeqCst);
 }
 
 struct Guest {
@@ -94,7 +108,7 @@ struct Guest {
 impl Guest {
     fn new() -> Self {
         Self {
-            gpu: gpu_of(host(), Arc::new(|| {})),
+            gpu: gpu_of(&host().0, Arc::new(|| {})),
             model: Model::default(),
             sequence: 0,
         }
@@ -244,10 +258,26 @@ impl Guest {
                 };
                 (self.ask(context, copy), expected)
             }
+            Op::Private(context, client_id, pages) => {
+                let create = Create {
+                    client_id,
+                    size: pages * PAGE,
+                    memory: MemorySelector::Index(0),
+                    flags: CreateFlags::empty(),
+                    alignment: 0,
+                    expected_cache: CacheMode::Any,
+                };
+                let expected = self.model.create_private(context, client_id, pages);
+                (self.ask(context, create), expected)
+            }
+            Op::Refuse => {
+                self.model.refuses = true;
+                return set_refuses(true);
+            }
             Op::Reset => {
                 self.gpu.reset();
                 self.model = Model::default();
-                return;
+                return set_refuses(false);
             }
         };
         assert_eq!(done.0, done.1, "whether {op:?} succeeds");
@@ -258,7 +288,7 @@ impl Guest {
         let expected = self.model.charged() * PAGE;
         wait_until("the right charge", || {
             let _ = self.gpu.completed();
-            host().used() == expected
+            host().0.used() == expected
         });
         for (place, value) in self.model.visible(RINGS) {
             let bytes = self.read(place);
@@ -281,6 +311,7 @@ fn range(client_id: u64, page: u64, pages: u64) -> MemoryRange {
 }
 
 fuzz_target!(|bytes: &[u8]| {
+    set_refuses(false);
     let mut guest = Guest::new();
     for context in [1, 2] {
         guest.open(context);
@@ -290,5 +321,5 @@ fuzz_target!(|bytes: &[u8]| {
         guest.apply(op);
         guest.check(op);
     }
-    check_reset(&mut guest.gpu, host());
+    check_reset(&mut guest.gpu, &host().0);
 });
