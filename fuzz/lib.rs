@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use hostblob_allocator::provider::{
-    AttachmentId, Choice, CompletionSink, Description, Options, Provider, Request, Session, open,
+    Choice, CompletionSink, Description, Options, Provider, REFUSED, Request, Session, open,
 };
 use hostblob_allocator::{Config, Host};
 use hostblob_device::gpu::{BlobMem, Gpu, Waker};
@@ -51,13 +51,6 @@ impl Provider for Refusing<Arc<dyn Provider>> {
 
 impl Session for Refusing<Box<dyn Session>> {
     fn submit(&mut self, sequence: u64, request: Request) {
-        /// Of what no provider has.
-        const REFUSED: Request = Request::Fill {
-            attachment: AttachmentId(u64::MAX),
-            offset: 0,
-            length: 0,
-            value: 0,
-        };
         let is_work = matches!(
             request,
             Request::Attach { .. }

@@ -203,14 +203,7 @@ impl Host {
         window_mode: WindowMode,
         waker: Waker,
     ) -> std::io::Result<Guest> {
-        let size = self.config.window_size;
-        let window = Window::new(size, self.config.warm).map_err(|error| {
-            let needs = "a guest takes a descriptor, a thread and that much address space";
-            std::io::Error::new(
-                error.kind(),
-                format!("no window of {size} bytes: {error}; {needs}"),
-            )
-        })?;
+        let window = self.new_window()?;
         let reach = match window_mode {
             WindowMode::Premapped => Reach::Whole,
             WindowMode::OnDemand => Reach::Each,
@@ -220,8 +213,19 @@ impl Host {
 
     /// A new guest of a VMM in this process, that maps each blob by itself ([`Guest::mapping`]): from files, and from addresses.
     pub fn guest_here(self: &Arc<Self>, waker: Waker) -> std::io::Result<Guest> {
-        let window = Window::new(self.config.window_size, self.config.warm)?;
+        let window = self.new_window()?;
         Guest::new(Arc::clone(self), window, Reach::Here, waker)
+    }
+
+    fn new_window(&self) -> std::io::Result<Window> {
+        let size = self.config.window_size;
+        Window::new(size, self.config.warm).map_err(|error| {
+            let needs = "a guest takes a descriptor, a thread and that much address space";
+            std::io::Error::new(
+                error.kind(),
+                format!("no window of {size} bytes: {error}; {needs}"),
+            )
+        })
     }
 }
 

@@ -28,6 +28,12 @@ pub fn cargo_command() -> Command {
     Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
+/// Whether it runs and succeeds, whatever it says.
+pub(crate) fn works(command: &mut Command) -> bool {
+    let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+    status.is_ok_and(|status| status.success())
+}
+
 /// Runs cargo in the checkout; what it prints goes to standard error.
 pub fn cargo(arguments: &[&str], environment: &[(&str, &str)]) -> Result<()> {
     let mut command = cargo_command();

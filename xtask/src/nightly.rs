@@ -1,24 +1,29 @@
 //! Nightly Rust, for what stable Rust has not: sanitizers.
 
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result};
+
+use crate::build;
 
 /// Where it is not installed.
 pub const MISSING: &str = "rustup toolchain install nightly";
 
 /// Whether it is installed.
 pub fn is_installed() -> bool {
-    let mut command = Command::new("rustc");
-    command.args(["+nightly", "--version"]);
-    let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
-    status.is_ok_and(|status| status.success())
+    build::works(Command::new("rustc").args(["+nightly", "--version"]))
 }
 
-/// Its cargo. The cargo that runs us is of one toolchain: rustup's finds the other.
+/// Its cargo.
 pub fn cargo() -> Command {
-    let mut command = Command::new("cargo");
+    let mut command = rustups_cargo();
     command.arg("+nightly");
+    command
+}
+
+/// The cargo that runs us is of one toolchain: rustup's finds others, and what brings its own.
+pub fn rustups_cargo() -> Command {
+    let mut command = Command::new("cargo");
     for name in ["CARGO", "RUSTC", "RUSTUP_TOOLCHAIN"] {
         command.env_remove(name);
     }

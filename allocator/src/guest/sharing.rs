@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::Guest;
 use crate::Error;
-use crate::blob::{Binding, Memory, MemoryKey, Name};
+use crate::blob::{Binding, MemoryKey, Name};
 use crate::context::{ContextRef, Details};
 
 impl Guest {
@@ -121,13 +121,9 @@ impl Guest {
 
     /// Ends a memory without names, unless a blob still uses it.
     pub(crate) fn retire_unused(&mut self, key: MemoryKey) {
-        let is_unused = |memory: &Memory| {
-            memory.names.is_empty() && !matches!(memory.binding, Binding::Bound(_))
-        };
-        if self
-            .memories
-            .get(&key)
-            .is_some_and(|memory| is_unused(memory))
+        if let Some(memory) = self.memories.get(&key)
+            && memory.names.is_empty()
+            && !matches!(memory.binding, Binding::Bound(_))
         {
             self.retire(key);
         }

@@ -248,7 +248,7 @@ impl<M, P> Request<M, P> {
 
 /// Goes to a provider in place of a request that somebody before it has refused: it does nothing and comes back as an error, in its turn and from
 /// the provider's thread.
-pub(crate) const REFUSED: Request = Request::Fill {
+pub const REFUSED: Request = Request::Fill {
     attachment: AttachmentId(u64::MAX),
     offset: 0,
     length: 0,

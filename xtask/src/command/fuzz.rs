@@ -149,7 +149,7 @@ fn targets(folder: &Path) -> Result<Vec<String>> {
 /// The folder of the programs.
 fn build_targets(folder: &Path, targets: &[String], how: Build) -> Result<PathBuf> {
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
-    if !succeeds(Command::new(&compiler).arg("--version")) {
+    if !build::works(Command::new(&compiler).arg("--version")) {
         bail!("{compiler} cannot be run: libFuzzer needs a C++ compiler; apt-get install g++");
     }
     let has_nightly = nightly::is_installed();
@@ -203,11 +203,6 @@ fn build_targets(folder: &Path, targets: &[String], how: Build) -> Result<PathBu
         bail!("the fuzz targets do not build: {status}");
     }
     Ok(target.join(host).join("release"))
-}
-
-fn succeeds(command: &mut Command) -> bool {
-    let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
-    status.is_ok_and(|status| status.success())
 }
 
 /// The figures, or where the failure is.

@@ -3,11 +3,9 @@
 //! What is proved are laws of arithmetic on a guest's numbers, in modules named `proofs`. Tests try the same laws at extremes and on chosen numbers, so
 //! they are looked at on machines without Kani too.
 
-use std::process::{Command, Stdio};
-
 use anyhow::{Context, Result, bail};
 
-use crate::build;
+use crate::{build, nightly};
 
 /// Packages that have proofs.
 const PACKAGES: [&str; 1] = ["hostblob-allocator"];
@@ -15,18 +13,11 @@ const PACKAGES: [&str; 1] = ["hostblob-allocator"];
 /// Proves all; the error says that something is not so.
 pub fn run() -> Result<()> {
     let kani = || {
-        let mut command = Command::new("cargo");
+        let mut command = nightly::rustups_cargo();
         command.arg("kani");
-        // Kani brings its own toolchain.
-        for name in ["CARGO", "RUSTC", "RUSTUP_TOOLCHAIN"] {
-            command.env_remove(name);
-        }
         command
     };
-    let mut version = kani();
-    version.arg("--version").stdout(Stdio::null());
-    let found = version.stderr(Stdio::null()).status();
-    if !found.is_ok_and(|status| status.success()) {
+    if !build::works(kani().arg("--version")) {
         bail!("Kani is missing: cargo install --locked kani-verifier && cargo kani setup");
     }
     for package in PACKAGES {

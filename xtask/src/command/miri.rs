@@ -3,8 +3,6 @@
 //! What it runs is slow, by three orders of magnitude, and has neither memfd nor mmap of files: so these are the words that guest and host share, the
 //! formats of bytes, and the guest library's books about answers.
 
-use std::process::Stdio;
-
 use anyhow::{Context, Result, bail};
 
 use crate::{build, nightly};
@@ -26,11 +24,7 @@ pub fn run() -> Result<()> {
         command.arg("miri").args(arguments);
         command
     };
-    let found = miri(&["--version"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
-    if !found.is_ok_and(|status| status.success()) {
+    if !build::works(&mut miri(&["--version"])) {
         bail!("Miri is missing: rustup toolchain install nightly --component miri");
     }
     for (package, names) in TESTED {
