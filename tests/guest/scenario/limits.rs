@@ -257,7 +257,7 @@ impl fmt::Display for Turns {
     }
 }
 
-/// Three processes take all contexts and all memory, in pieces with holes between, and keep the device and the GPU busy: a fourth one has its share, in
+/// Three processes take dozens of contexts and all memory, in pieces with holes between, and keep the device and the GPU busy: a fourth one has its share, in
 /// as many turns as ever, and none of them takes longer than anything here may.
 pub fn greedy_processes_leave_another_its_share(setup: &Setup) -> Result<()> {
     let device = setup.open()?;
